@@ -1,0 +1,32 @@
+"""Scan orders and the kernels that read tokens along them: arrays in, arrays out (see README.md)."""
+
+from .branches import s6_branches
+from .causal_conv import causal_conv
+from .scan_orders import (
+    CANDIDATES,
+    PADDING,
+    ScanOrder,
+    check_directions,
+    list_directions,
+    register_direction,
+    scan_index,
+    scan_order,
+)
+from .scattn import merge_branches, pool_branches
+from .selective_scan import selective_scan
+
+__all__ = [
+    "CANDIDATES",
+    "PADDING",
+    "ScanOrder",
+    "causal_conv",
+    "check_directions",
+    "list_directions",
+    "merge_branches",
+    "pool_branches",
+    "register_direction",
+    "s6_branches",
+    "scan_index",
+    "scan_order",
+    "selective_scan",
+]

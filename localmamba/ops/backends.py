@@ -1,0 +1,47 @@
+"""Which kernels serve a tensor: Numba on a CPU, Triton on a GPU, the reference everywhere else.
+
+A backend is a module with these functions, whose arguments are normalised (checked, last axis
+contiguous, index int32) and which know nothing of autograd:
+
+    scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save) -> y, states
+    scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states)
+        -> du, ddt, dA, dB, dC, dD, dz, ddt_bias     (None where the input is None)
+    conv_forward(x, weight, bias, index) -> u
+    conv_backward(du, x, weight, bias, index) -> dx, dweight, dbias
+    pool_forward(y, z, weight, bias, eps) -> pooled
+    pool_backward(dpooled, y, z, weight, bias, eps) -> dy, dz, dweight, dbias
+    merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps) -> out
+    merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_bias, eps)
+        -> dy, dchannel_weights, dtoken_weights, dz, dnorm_weight, dnorm_bias
+
+Gradients come in the dtype and shape of the inputs.
+"""
+
+import importlib
+from types import ModuleType
+
+import torch
+
+CHUNK = 64
+"""Steps between two kept states."""
+
+_BACKENDS = {"cpu": ".cpu", "cuda": ".cuda"}
+
+
+def backend_name(x: torch.Tensor) -> str:
+    """The backend module that serves `x`, relative to `localmamba.ops`."""
+    if x.dtype == torch.float64:
+        return ".reference_backend"
+    return _BACKENDS.get(x.device.type, ".reference_backend")
+
+
+def backend(x: torch.Tensor) -> ModuleType:
+    """The kernels that serve `x`, imported at first use."""
+    return importlib.import_module(backend_name(x), __package__)
+
+
+def states_shape(u: torch.Tensor, A: torch.Tensor, steps: int, save: bool) -> tuple[int, ...]:
+    """Shape of the states kept at the start of each chunk: [B, K, chunks, N, D]."""
+    keeps = save and backend_name(u) != ".reference_backend"
+    chunks = (steps + CHUNK - 1) // CHUNK if keeps else 0
+    return (u.shape[0], A.shape[0], chunks, A.shape[2], A.shape[1])

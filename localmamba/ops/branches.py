@@ -1,0 +1,188 @@
+"""A block's S6 branches as one op: convolution, projections and scan of all directions.
+
+The parts are `causal_conv` and `selective_scan` with two batched matrix products between them. As one
+op they keep for the backward pass only the tokens, the small projected parameters and the states at
+chunk boundaries; the convolution's output and the step sizes, the two largest arrays, are made again.
+"""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .backends import backend, states_shape
+from .registration import contiguous, empty_gradients, register_autocast, restore
+
+
+def _project(u: Tensor, x_proj: Tensor) -> Tensor:
+    """Step sizes' factor, B and C of every token and direction: [B, K, T, M], M = R + 2N."""
+    batch, directions, steps = u.shape[0], x_proj.shape[0], u.shape[-2]
+    if u.dim() == 3:
+        params = u.reshape(batch * steps, -1) @ x_proj.flatten(0, 1).t()
+        return params.view(batch, steps, directions, -1).transpose(1, 2)
+    rows = u.transpose(0, 1).reshape(directions, batch * steps, -1)
+    return torch.bmm(rows, x_proj.transpose(1, 2)).unflatten(1, (batch, steps)).transpose(0, 1)
+
+
+def _per_direction(x: Tensor) -> Tensor:
+    """[B, K, T, *] -> [K, B * T, *], the operand of a batched product over directions."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _step_sizes(params: Tensor, dt_weight: Tensor) -> Tensor:
+    """dt before bias and softplus, [B, K, T, D]."""
+    factor = _per_direction(params[..., : dt_weight.shape[2]])
+    dt = torch.bmm(factor, dt_weight.transpose(1, 2))
+    return dt.unflatten(1, (params.shape[0], params.shape[2])).transpose(0, 1)
+
+
+def _scan_inputs(x, conv_weight, conv_bias, index, params, dt_weight, states):
+    u = x if conv_weight is None else backend(x).conv_forward(x, conv_weight, conv_bias, index)
+    B, C = params[..., -2 * states : -states], params[..., -states:]
+    return u, _step_sizes(params, dt_weight), B, C
+
+
+@torch.library.custom_op(
+    "localmamba::s6_branches",
+    mutates_args=(),
+    schema=(
+        "(Tensor x, Tensor? conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_weight, "
+        "Tensor dt_bias, Tensor A, Tensor D, Tensor index, bool save) -> (Tensor, Tensor, Tensor)"
+    ),
+)
+def _branches(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
+    kernels = backend(x)
+    u = x if conv_weight is None else kernels.conv_forward(x, conv_weight, conv_bias, index)
+    params = _project(u, x_proj.to(u.dtype))
+    states = A.shape[2]
+    B, C = params[..., -2 * states : -states], params[..., -states:]
+    dt = _step_sizes(params, dt_weight.to(u.dtype))
+    y, kept = kernels.scan_forward(
+        u, dt, A, B, C, D, None, dt_bias, index, x.shape[1], True, save
+    )
+    return y, params, kept
+
+
+@_branches.register_fake
+def _(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
+    batch, length, channels = x.shape
+    directions, width = x_proj.shape[:2]
+    y = x.new_empty((batch, directions, length, channels))
+    if conv_weight is None:
+        params = x.new_empty((batch, length, directions, width)).transpose(1, 2)
+    else:
+        params = x.new_empty((directions, batch, index.shape[1], width)).transpose(0, 1)
+    kept = x.new_empty(states_shape(x, A, index.shape[1], save), dtype=torch.float32)
+    return y, params, kept
+
+
+@torch.library.custom_op(
+    "localmamba::s6_branches_backward",
+    mutates_args=(),
+    schema=(
+        "(Tensor dy, Tensor x, Tensor? conv_weight, Tensor? conv_bias, Tensor x_proj, "
+        "Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor index, Tensor params, "
+        "Tensor kept) -> Tensor[]"
+    ),
+)
+def _branches_backward(
+    dy, x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, params, kept
+):
+    kernels = backend(x)
+    x_proj_weight, dt_proj_weight = x_proj.to(x.dtype), dt_weight.to(x.dtype)
+    states, rank = A.shape[2], dt_weight.shape[2]
+    u = x if conv_weight is None else kernels.conv_forward(x, conv_weight, conv_bias, index)
+    dt = _step_sizes(params, dt_proj_weight)
+    B, C = params[..., rank : rank + states], params[..., rank + states :]
+    du, ddt, dA, dB, dC, dD, _, ddt_bias = kernels.scan_backward(
+        dy, u, dt, A, B, C, D, None, dt_bias, index, x.shape[1], True, kept
+    )
+    ddt = _per_direction(ddt)
+    ddt_weight = torch.bmm(ddt.transpose(1, 2), _per_direction(params[..., :rank]))
+    dfactor = torch.bmm(ddt, dt_proj_weight).unflatten(1, (u.shape[0], u.shape[-2]))
+    dparams = torch.cat((dfactor.transpose(0, 1), dB, dC), dim=-1)  # [B, K, T, M]
+    if conv_weight is None:
+        tokens = dparams.transpose(1, 2).flatten(2).flatten(0, 1)  # [B * L, K * M]
+        flat = u.reshape(tokens.shape[0], -1)
+        dx_proj = (tokens.t() @ flat).view_as(x_proj)
+        dx = torch.addmm(du.reshape_as(flat), tokens, x_proj_weight.flatten(0, 1)).view_as(x)
+        dconv_weight = dconv_bias = None
+    else:
+        rows = _per_direction(dparams)
+        dx_proj = torch.bmm(rows.transpose(1, 2), _per_direction(u))
+        du = torch.baddbmm(_per_direction(du), rows, x_proj_weight)
+        du = du.unflatten(1, (u.shape[0], u.shape[2])).transpose(0, 1)
+        dx, dconv_weight, dconv_bias = kernels.conv_backward(du, x, conv_weight, conv_bias, index)
+    gradients = (dx, dconv_weight, dconv_bias, dx_proj, ddt_weight, ddt_bias, dA, dD)
+    inputs = (x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D)
+    cast = [g if g is None else g.to(i.dtype) for g, i in zip(gradients, inputs, strict=True)]
+    return contiguous(cast)
+
+
+@_branches_backward.register_fake
+def _(dy, x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, params, kept):
+    return empty_gradients((x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D))
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, _ = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dy, dparams, dkept):
+    *inputs, index, params, kept = ctx.saved_tensors
+    if dy is None:
+        return (None,) * 10
+    gradients = _branches_backward(dy, *inputs, index, params, kept)
+    return (*restore(gradients, inputs), None, None)
+
+
+_branches.register_autograd(_backward, setup_context=_setup_context)
+register_autocast(_branches, activations=(0,))
+
+
+def s6_branches(
+    x: Tensor,
+    x_proj: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    index: Tensor,
+    conv_weight: Optional[Tensor] = None,  # noqa: UP045 - TorchScript reads these
+    conv_bias: Optional[Tensor] = None,  # noqa: UP045
+) -> Tensor:
+    """Runs tokens through K S6 branches, each along its own scan order with its own parameters.
+
+    Args:
+        x: Tokens in grid order, [B, L, D].
+        x_proj: Makes the factor of dt, B and C from a token, [K, R + 2N, D].
+        dt_weight: Makes dt from its factor, [K, D, R].
+        dt_bias: Added to dt before softplus, [K, D].
+        A: State matrix, negative, [K, D, N].
+        D: Skip weights, [K, D].
+        index: Scan orders from `scan_index`, int32 [K, P].
+        conv_weight: With it, tokens first pass `causal_conv` along each order, [K, D, W].
+        conv_bias: [K, D], with `conv_weight`.
+
+    Returns:
+        Output of each branch, in grid order, [B, K, L, D], in the dtype of x.
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    directions, channels, states = A.shape
+    rank = dt_weight.shape[2]
+    if x.dim() != 3 or x.shape[2] != channels:
+        raise ValueError(f"x must be [B, L, {channels}], got {list(x.shape)}")
+    if list(x_proj.shape) != [directions, rank + 2 * states, channels]:
+        raise ValueError(
+            f"x_proj must be {[directions, rank + 2 * states, channels]}, got {list(x_proj.shape)}"
+        )
+    if index.shape[0] != directions:
+        raise ValueError(f"index holds {index.shape[0]} orders for {directions} directions")
+    save = torch.is_grad_enabled()
+    return torch.ops.localmamba.s6_branches(
+        x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save
+    )[0]

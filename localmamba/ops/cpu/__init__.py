@@ -1,0 +1,1 @@
+from ..reference_backend import *  # noqa

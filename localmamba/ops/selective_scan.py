@@ -1,0 +1,149 @@
+"""The selective scan (S6) over all directions of a block: public function, custom op, autograd.
+
+Paper section 3.2; the recurrence and its gradient stand in ops/README.md.
+"""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .backends import backend, states_shape
+from .registration import contiguous, empty_gradients, register_autocast, restore
+
+
+@torch.library.custom_op(
+    "localmamba::selective_scan",
+    mutates_args=(),
+    schema=(
+        "(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+        "Tensor? dt_bias, Tensor? index, SymInt length, bool softplus, bool save) "
+        "-> (Tensor, Tensor)"
+    ),
+)
+def _scan(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
+    return backend(u).scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save)
+
+
+@_scan.register_fake
+def _(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
+    steps = u.shape[2] if index is None else index.shape[1]
+    y = u.new_empty((u.shape[0], A.shape[0], length, u.shape[-1]))
+    return y, u.new_empty(states_shape(u, A, steps, save), dtype=torch.float32)
+
+
+@torch.library.custom_op(
+    "localmamba::selective_scan_backward",
+    mutates_args=(),
+    schema=(
+        "(Tensor dy, Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+        "Tensor? dt_bias, Tensor? index, SymInt length, bool softplus, Tensor states) -> Tensor[]"
+    ),
+)
+def _scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states):
+    return contiguous(
+        backend(u).scan_backward(
+            dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states
+        )
+    )
+
+
+@_scan_backward.register_fake
+def _(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states):
+    return empty_gradients((u, dt, A, B, C, D, z, dt_bias))
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, length, softplus, _ = inputs
+    ctx.save_for_backward(*tensors, output[1])
+    ctx.length, ctx.softplus = length, softplus
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dy, dstates):
+    *inputs, index, states = ctx.saved_tensors
+    if dy is None:
+        return (None,) * 12
+    gradients = _scan_backward(dy, *inputs, index, ctx.length, ctx.softplus, states)
+    return (*restore(gradients, inputs), None, None, None, None)
+
+
+_scan.register_autograd(_backward, setup_context=_setup_context)
+register_autocast(_scan, activations=(0, 1, 3, 4, 6))
+
+
+def selective_scan(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Optional[Tensor] = None,  # noqa: UP045 - TorchScript reads these
+    z: Optional[Tensor] = None,  # noqa: UP045
+    dt_bias: Optional[Tensor] = None,  # noqa: UP045
+    index: Optional[Tensor] = None,  # noqa: UP045
+    length: Optional[int] = None,  # noqa: UP045
+    softplus: bool = True,
+) -> Tensor:
+    """Scans the tokens of each image along K directions (S6, paper section 3.2).
+
+    The inputs stand in grid order (u of shape [B, L, D], shared by the directions; T = L) or in scan
+    order (u of shape [B, K, P, D], one sequence a direction; T = P). Any strides, any mix of floating
+    dtypes; states and sums are float32 (float64 for a float64 u, on any device through the
+    reference).
+
+    Args:
+        u: Input, [B, L, D] or [B, K, P, D].
+        dt: Step sizes before bias and softplus, [B, K, T, D].
+        A: State matrix, negative, [K, D, N], N up to 64.
+        B: Input matrix, [B, K, T, N].
+        C: Output matrix, [B, K, T, N].
+        D: Skip weights, [K, D].
+        z: Gate in grid order, [B, L, D]: the output is multiplied by SiLU(z).
+        dt_bias: Added to dt before softplus, [K, D].
+        index: Scan orders from `scan_index`, int32 [K, P]; without it, u is read as it stands and must
+            be in scan order, with L = P.
+        length: L, where u is in scan order and padded (P > L).
+        softplus: Whether step sizes pass through softplus.
+
+    Returns:
+        Output of each direction, in grid order, [B, K, L, D], in the dtype of u.
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    steps = u.shape[u.dim() - 2]
+    if u.dim() == 3 and index is None:
+        raise ValueError("u of shape [B, L, D] needs an index; without one, give u as [B, K, P, D]")
+    if u.dim() != 3 and u.dim() != 4:
+        raise ValueError(f"u must be [B, L, D] or [B, K, P, D], got {u.dim()} axes")
+    if A.dim() != 3 or A.shape[1] != u.shape[-1] or A.shape[2] > 64:
+        raise ValueError(
+            f"A must be [K, D, N] with D = {u.shape[-1]} and N <= 64, got {list(A.shape)}"
+        )
+    directions, states = A.shape[0], A.shape[2]
+    rows = [u.shape[0], directions, steps]
+    if u.dim() == 4 and u.shape[1] != directions:
+        raise ValueError(f"u has {u.shape[1]} directions, A has {directions}")
+    if list(dt.shape) != rows + [u.shape[-1]]:
+        raise ValueError(f"dt must be {rows + [u.shape[-1]]}, got {list(dt.shape)}")
+    if list(B.shape) != rows + [states] or list(C.shape) != rows + [states]:
+        raise ValueError(
+            f"B and C must be {rows + [states]}, got {list(B.shape)} and {list(C.shape)}"
+        )
+    if index is not None:
+        if index.shape[0] != directions or (u.dim() == 4 and index.shape[1] != steps):
+            raise ValueError(
+                f"index {list(index.shape)} does not fit {directions} directions of {steps} steps"
+            )
+    tokens = steps if length is None else length
+    if u.dim() == 3 and tokens != steps:
+        raise ValueError(f"length {tokens} does not fit u of {steps} tokens")
+    if z is not None and list(z.shape) != [u.shape[0], tokens, u.shape[-1]]:
+        raise ValueError(
+            f"z must be {[u.shape[0], tokens, u.shape[-1]]}, got {list(z.shape)}"
+        )
+    save = torch.is_grad_enabled()
+    return torch.ops.localmamba.selective_scan(
+        u, dt, A, B, C, D, z, dt_bias, index, tokens, softplus, save
+    )[0]
