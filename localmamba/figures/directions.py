@@ -1,0 +1,70 @@
+"""The directions of every layer, as the paper's figures 4 and 5 show them."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from .style import FAINT, FLIP, INK, PALE, colours, family, order_candidates
+
+
+def draw_directions(
+    table: Sequence[Sequence[str]],
+    title: str = "",
+    candidates: Sequence[str] | None = None,
+    depths: Sequence[int] = (),
+) -> Figure:
+    """Draws which directions each layer uses: a column a layer, a row a direction.
+
+    Args:
+        table: The directions of each layer.
+        title: Written above.
+        candidates: The rows; by default every direction in the table.
+        depths: Layers of each stage, to part the stages of a hierarchical model.
+
+    Returns:
+        A filled cell where a layer uses a direction, hatched for flipped ones; on the right, how
+        many layers use it.
+    """
+    used = [name for row in table for name in row]
+    rows = list(candidates) if candidates else order_candidates(used)
+    layers = len(table)
+    figure = Figure(figsize=(1.6 + 0.34 * max(layers, 10), 1.1 + 0.30 * len(rows)))
+    axes = figure.subplots()
+    palette = colours(rows)
+    for y, name in enumerate(rows):
+        for x, chosen in enumerate(table):
+            _draw_cell(axes, x, y, name, palette[family(name)] if name in chosen else PALE)
+        count = used.count(name)
+        axes.text(layers + 0.25, y, str(count), va="center", fontsize=9, color=INK)
+    axes.text(layers + 0.25, -0.85, "layers", va="center", fontsize=8, color=FAINT)
+    _draw_frame(axes, rows, layers, depths)
+    axes.set_title(title, fontsize=12, color=INK, loc="left", pad=18)
+    return figure
+
+
+def _draw_cell(axes: Axes, x: int, y: int, name: str, colour: str) -> None:
+    hatch = "/////" if name.endswith(FLIP) and colour != PALE else None
+    cell = Rectangle((x - 0.44, y - 0.42), 0.88, 0.84, facecolor=colour, edgecolor="white")
+    cell.set(hatch=hatch, linewidth=0)
+    axes.add_patch(cell)
+
+
+def _draw_frame(axes: Axes, rows: list[str], layers: int, depths: Sequence[int]) -> None:
+    axes.set(xlim=(-0.6, layers + 0.9), ylim=(len(rows) - 0.4, -0.6))
+    axes.set_yticks(range(len(rows)), rows, fontsize=9)
+    step = 1 if layers <= 24 else 2
+    axes.set_xticks(range(0, layers, step), range(1, layers + 1, step), fontsize=8)
+    axes.set_xlabel("layer", fontsize=9, color=INK)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for y in range(1, len(rows)):
+        if family(rows[y]) != family(rows[y - 1]):
+            axes.axhline(y - 0.5, color=FAINT, lw=0.6)
+    edge = 0
+    for stage, depth in enumerate(depths, start=1):
+        axes.text(edge - 0.44, -0.85, f"stage {stage}", va="center", fontsize=8, color=FAINT)
+        edge += depth
+        if edge < layers:
+            axes.axvline(edge - 0.5, color=INK, lw=1.0)

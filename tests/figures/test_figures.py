@@ -1,0 +1,66 @@
+"""Figures show what they are given: cells, paths and lines are counted, not looked at."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
+
+from localmamba.figures.directions import draw_directions
+from localmamba.figures.probabilities import draw_probabilities
+from localmamba.figures.scans import draw_scans
+from localmamba.figures.style import PALE, order_candidates, save_figure
+from localmamba.ops import CANDIDATES, scan_order
+
+
+def test_candidates_are_ordered_as_in_the_paper():
+    mixed = ["w7_flip", "hilbert", "v", "w2x7", "h_flip", "w10", "w7", "h", "w2", "h"]
+    assert order_candidates(mixed) == (
+        ["h", "h_flip", "v", "w2", "w2x7", "w7", "w7_flip", "w10", "hilbert"]
+    )
+
+
+def test_directions_fill_one_cell_for_each_choice():
+    table = [["h", "w2_flip"], ["v", "w2_flip"], ["h", "w7"]]
+    axes = draw_directions(table, candidates=CANDIDATES).axes[0]
+    cells = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    filled = [cell for cell in cells if to_hex(cell.get_facecolor()).upper() != PALE]
+    where = {(round(c.get_x() + 0.44), CANDIDATES[round(c.get_y() + 0.42)]) for c in filled}
+    assert len(cells) == 3 * len(CANDIDATES)
+    assert where == {(x, name) for x, row in enumerate(table) for name in row}
+    assert sum(cell.get_hatch() is not None for cell in filled) == 2
+    assert {"0", "2"} <= {text.get_text() for text in axes.texts}
+
+
+@pytest.mark.parametrize("name", ["h", "v_flip", "w3", "w2x3_flip", "hilbert"])
+def test_scan_path_visits_the_tokens_in_order(name):
+    axes = draw_scans([name], (5, 7)).axes[0]
+    (path,) = [c for c in axes.collections if len(c.get_segments()) == 34]
+    assert isinstance(path, LineCollection)
+    points = [path.get_segments()[0][0], *(segment[1] for segment in path.get_segments())]
+    tokens = [int(y) * 7 + int(x) for x, y in points]
+    index = scan_order(name, (5, 7)).index
+    assert tokens == index[index >= 0].tolist()
+
+
+def test_scan_of_unknown_direction_is_refused():
+    with pytest.raises(ValueError, match="unknown direction"):
+        draw_scans(["sideways"], (4, 4))
+
+
+@pytest.mark.parametrize("candidates", [CANDIDATES, [f"w{k}" for k in range(1, 31)]])
+def test_probabilities_draw_a_line_for_each_candidate(candidates, tmp_path):
+    history = np.random.default_rng(0).random((4, 3, len(candidates)))
+    kept = [list(candidates[:2])] * 3
+    figure = draw_probabilities(history, candidates, kept)
+    for layer, axes in enumerate(figure.axes[:3]):
+        lines = {line.get_label(): line for line in axes.lines}
+        for index, name in enumerate(candidates):
+            assert np.allclose(lines[name].get_ydata(), history[:, layer, index])
+            assert (lines[name].get_linewidth() > 1) == (name in kept[layer])
+    paths = save_figure(figure, tmp_path / "new" / "probabilities")
+    assert [path.suffix for path in paths] == [".png", ".svg"]
+    assert all(path.stat().st_size > 1000 for path in paths)
