@@ -1,0 +1,18 @@
+"""Triton kernels: the backend for CUDA tensors (see `ops/backends.py`)."""
+
+from .conv import conv_backward, conv_forward
+from .merge import merge_backward, merge_forward
+from .pool import pool_backward, pool_forward
+from .scan_backward import scan_backward
+from .scan_forward import scan_forward
+
+__all__ = [
+    "conv_backward",
+    "conv_forward",
+    "merge_backward",
+    "merge_forward",
+    "pool_backward",
+    "pool_forward",
+    "scan_backward",
+    "scan_forward",
+]

@@ -1,0 +1,99 @@
+"""What the Triton kernels share: scalar functions, one step of the recurrence, launch shapes."""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = tl.constexpr(1.4426950408889634)
+FP16_MAX = tl.constexpr(65504.0)
+
+WAVE = 528
+"""Programs below which a GPU stays partly idle: 132 multiprocessors of 4 schedulers (H100, H200)."""
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) to 3e-7 relative, for small steps too, where 1 + exp(x) would round."""
+    q = tl.exp2(-tl.abs(x) * LOG2E)
+    p = -0.008574676204479785 * q + 0.0442141923369347
+    p = p * q - 0.10785367917003512
+    p = p * q + 0.17757023992166363
+    p = p * q - 0.24499611724493794
+    p = p * q + 0.33276176571502103
+    p = p * q - 0.49997449384834663
+    p = p * q + 0.9999998102178483
+    return tl.where(x > 0.0, x, 0.0) + p * q
+
+
+@triton.jit
+def store(pointers, x, mask):
+    """Stores float32 as the pointers' dtype; half precision saturates instead of overflowing."""
+    if pointers.dtype.element_ty == tl.float16:
+        x = tl.where(x > FP16_MAX, FP16_MAX, tl.where(x < -FP16_MAX, -FP16_MAX, x))
+    tl.store(pointers, x.to(pointers.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def step_size(dt, bias, SOFTPLUS: tl.constexpr):
+    """delta of one step from the raw dt and its bias."""
+    dt += bias
+    if SOFTPLUS:
+        dt = softplus(dt)
+    return dt
+
+
+class Launch(NamedTuple):
+    """How a scan is cut into programs, from its shape alone."""
+
+    channels: int
+    """Channels of a program (a power of two)."""
+    states: int
+    """N rounded up to a power of two."""
+    warps: int
+    segments: int
+    """Parts of the sequence that run side by side; 1 where there are enough sequences."""
+    segment_chunks: int
+    """Kept-state chunks of a segment."""
+
+
+def scan_launch(batch: int, directions: int, channels: int, states: int, chunks: int) -> Launch:
+    """Many sequences: one program each. Few long ones: time is cut into segments as well."""
+    block = min(32, triton.next_power_of_2(channels))
+    states = triton.next_power_of_2(states)
+    programs = batch * directions * triton.cdiv(channels, block)
+    segments = 1
+    if programs < 2 * WAVE and chunks > 1:
+        segments = min(chunks, triton.cdiv(8 * WAVE, programs))
+    segment_chunks = triton.cdiv(chunks, segments)
+    return Launch(
+        channels=block,
+        states=states,
+        warps=max(1, states // 16),
+        segments=triton.cdiv(chunks, segment_chunks),
+        segment_chunks=segment_chunks,
+    )
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """x itself when its last axis is contiguous, else a contiguous copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def sequence_strides(x: Tensor) -> tuple[int, int, int]:
+    """Strides of batch, direction and step of [B, L, D] (shared by directions) or [B, K, T, D]."""
+    if x.dim() == 3:
+        return x.stride(0), 0, x.stride(1)
+    return x.stride(0), x.stride(1), x.stride(2)
+
+
+def device_of(x: Tensor):
+    """A context in which kernels launch on the device of x."""
+    return torch.cuda.device(x.device) if x.is_cuda else torch.autograd.profiler.record_function("")

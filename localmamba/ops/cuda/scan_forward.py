@@ -1,0 +1,240 @@
+"""Selective scan, forward (Triton).
+
+A program walks one sequence of one image, direction and block of channels, its states in registers
+as a tile [N, channels]. Inputs are read at, and outputs written to, the token that the index names.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..backends import CHUNK
+from .common import (
+    LOG2E,
+    Launch,
+    device_of,
+    scan_launch,
+    sequence_strides,
+    sigmoid,
+    step_size,
+    store,
+    unit_stride,
+)
+
+
+@triton.jit
+def scan_forward_kernel(
+    u, dt, A, B, C, D, z, dt_bias, index, y, states, starts,
+    u_b, u_k, u_t, dt_b, dt_k, dt_t, B_b, B_k, B_t, C_b, C_k, C_t, z_b, z_t,
+    K, steps, length, channels, n_states, chunks, segment_chunks, segments,
+    GRID_ORDER: tl.constexpr, HAS_INDEX: tl.constexpr, PADDED: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    SAVE: tl.constexpr, SEGMENTED: tl.constexpr, EVEN: tl.constexpr, CHUNK: tl.constexpr,
+    BD: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    i_d, i_bk, i_s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i_b, i_k = (i_bk // K).to(tl.int64), (i_bk % K).to(tl.int64)
+    o_d = i_d * BD + tl.arange(0, BD)
+    o_n = tl.arange(0, BN)
+    m_d = o_d < channels
+    m_n = o_n < n_states
+    m_dn = m_d[None, :] & m_n[:, None]
+    if EVEN:
+        m_load = tl.full([BD], 1, tl.int1)
+    else:
+        m_load = m_d
+
+    p_A = A + i_k * n_states * channels + o_n[:, None] * channels + o_d[None, :]
+    b_A = tl.load(p_A, mask=m_dn, other=0.0).to(tl.float32) * LOG2E
+    b_D = tl.zeros([BD], tl.float32)
+    b_bias = tl.zeros([BD], tl.float32)
+    if HAS_D:
+        b_D = tl.load(D + i_k * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        b_bias = tl.load(dt_bias + i_k * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
+
+    p_u = u + i_b * u_b + i_k * u_k + o_d
+    p_dt = dt + i_b * dt_b + i_k * dt_k + o_d
+    p_B = B + i_b * B_b + i_k * B_k + o_n
+    p_C = C + i_b * C_b + i_k * C_k + o_n
+    p_y = y + i_bk.to(tl.int64) * length * channels + o_d
+    p_index = index + i_k * steps
+    o_state = o_n[:, None] * channels + o_d[None, :]
+
+    b_h = tl.zeros([BN, BD], tl.float32)
+    if SEGMENTED:
+        p_start = starts + (i_bk.to(tl.int64) * segments + i_s) * n_states * channels
+        b_h = tl.load(p_start + o_state, mask=m_dn, other=0.0)
+    for i_c in range(i_s * segment_chunks, tl.minimum((i_s + 1) * segment_chunks, chunks)):
+        if SAVE:
+            p_state = states + (i_bk.to(tl.int64) * chunks + i_c) * n_states * channels
+            tl.store(p_state + o_state, b_h, mask=m_dn)
+        for i_t in range(i_c * CHUNK, tl.minimum((i_c + 1) * CHUNK, steps)):
+            token = i_t
+            if HAS_INDEX:
+                token = tl.load(p_index + i_t)
+            source = i_t
+            m_u, m_bc = m_load, m_n
+            if GRID_ORDER:
+                source = token
+                if PADDED:
+                    m_u = tl.where(token >= 0, m_load, False)
+                    m_bc = tl.where(token >= 0, m_n, False)
+            b_u = tl.load(p_u + source * u_t, mask=m_u, other=0.0).to(tl.float32)
+            b_dt = tl.load(p_dt + source * dt_t, mask=m_u, other=0.0).to(tl.float32)
+            b_B = tl.load(p_B + source * B_t, mask=m_bc, other=0.0).to(tl.float32)
+            b_C = tl.load(p_C + source * C_t, mask=m_bc, other=0.0).to(tl.float32)
+            b_delta = step_size(b_dt, b_bias, SOFTPLUS)
+            b_h = tl.exp2(b_delta[None, :] * b_A) * b_h + (b_delta * b_u)[None, :] * b_B[:, None]
+            b_y = tl.sum(b_h * b_C[:, None], axis=0)
+            if HAS_D:
+                b_y += b_D * b_u
+            m_y = m_load
+            if PADDED:
+                m_y = tl.where(token >= 0, m_load, False)
+            if HAS_Z:
+                p_z = z + i_b * z_b + token * z_t + o_d
+                b_z = tl.load(p_z, mask=m_y, other=0.0).to(tl.float32)
+                b_y *= b_z * sigmoid(b_z)
+            store(p_y + token * channels, b_y, m_y)
+
+
+@triton.jit
+def segment_end_kernel(
+    u, dt, A, B, dt_bias, index, ends, sums,
+    u_b, u_k, u_t, dt_b, dt_k, dt_t, B_b, B_k, B_t,
+    K, steps, channels, n_states, segment_steps, segments,
+    GRID_ORDER: tl.constexpr, PADDED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    SOFTPLUS: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """The state that a segment reaches from zero, and the sum of its step sizes."""
+    i_d, i_bk, i_s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i_b, i_k = (i_bk // K).to(tl.int64), (i_bk % K).to(tl.int64)
+    o_d = i_d * BD + tl.arange(0, BD)
+    o_n = tl.arange(0, BN)
+    m_d = o_d < channels
+    m_n = o_n < n_states
+    m_dn = m_d[None, :] & m_n[:, None]
+    o_state = o_n[:, None] * channels + o_d[None, :]
+    b_A = tl.load(A + i_k * n_states * channels + o_state, mask=m_dn, other=0.0).to(tl.float32)
+    b_A *= LOG2E
+    b_bias = tl.zeros([BD], tl.float32)
+    if HAS_BIAS:
+        b_bias = tl.load(dt_bias + i_k * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
+    p_u = u + i_b * u_b + i_k * u_k + o_d
+    p_dt = dt + i_b * dt_b + i_k * dt_k + o_d
+    p_B = B + i_b * B_b + i_k * B_k + o_n
+    b_h = tl.zeros([BN, BD], tl.float32)
+    b_sum = tl.zeros([BD], tl.float32)
+    for i_t in range(i_s * segment_steps, tl.minimum((i_s + 1) * segment_steps, steps)):
+        source = i_t
+        m_u, m_bc = m_d, m_n
+        if GRID_ORDER:
+            source = tl.load(index + i_k * steps + i_t)
+            if PADDED:
+                m_u = tl.where(source >= 0, m_d, False)
+                m_bc = tl.where(source >= 0, m_n, False)
+        b_u = tl.load(p_u + source * u_t, mask=m_u, other=0.0).to(tl.float32)
+        b_dt = tl.load(p_dt + source * dt_t, mask=m_u, other=0.0).to(tl.float32)
+        b_B = tl.load(p_B + source * B_t, mask=m_bc, other=0.0).to(tl.float32)
+        b_delta = step_size(b_dt, b_bias, SOFTPLUS)
+        b_h = tl.exp2(b_delta[None, :] * b_A) * b_h + (b_delta * b_u)[None, :] * b_B[:, None]
+        b_sum += b_delta
+    i_out = i_bk.to(tl.int64) * segments + i_s
+    tl.store(ends + i_out * n_states * channels + o_state, b_h, mask=m_dn)
+    tl.store(sums + i_out * channels + o_d, b_sum, mask=m_d)
+
+
+@triton.jit
+def combine_segments_kernel(
+    A, ends, sums, starts, K, channels, n_states, segments,
+    REVERSE: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """What each segment starts from: a scan over segments (from the last one if REVERSE)."""
+    i_d, i_bk = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    o_d = i_d * BD + tl.arange(0, BD)
+    o_n = tl.arange(0, BN)
+    m_dn = (o_d < channels)[None, :] & (o_n < n_states)[:, None]
+    o_state = o_n[:, None] * channels + o_d[None, :]
+    p_A = A + (i_bk % K) * n_states * channels + o_state
+    b_A = tl.load(p_A, mask=m_dn, other=0.0).to(tl.float32) * LOG2E
+    b_h = tl.zeros([BN, BD], tl.float32)
+    for i in range(segments):
+        i_s = i
+        if REVERSE:
+            i_s = segments - 1 - i
+        i_in = i_bk * segments + i_s
+        tl.store(starts + i_in * n_states * channels + o_state, b_h, mask=m_dn)
+        b_end = tl.load(ends + i_in * n_states * channels + o_state, mask=m_dn, other=0.0)
+        b_sum = tl.load(sums + i_in * channels + o_d, mask=o_d < channels, other=0.0)
+        b_h = tl.exp2(b_sum[None, :] * b_A) * b_h + b_end
+
+
+def segment_starts(u, dt, A, B, dt_bias, index, softplus, launch: Launch, steps: int) -> Tensor:
+    """The states from which the segments start, float32 [B, K, S, N, D]. A is [K, N, D]."""
+    batch, (directions, states, channels) = u.shape[0], A.shape
+    shape = (batch, directions, launch.segments)
+    ends = torch.empty((*shape, states, channels), dtype=torch.float32, device=u.device)
+    sums = torch.empty((*shape, channels), dtype=torch.float32, device=u.device)
+    grid_order = u.dim() == 3
+    blocks = triton.cdiv(channels, launch.channels)
+    segment_end_kernel[(blocks, batch * directions, launch.segments)](
+        u, dt, A, B, dt_bias, index, ends, sums,
+        *sequence_strides(u), *sequence_strides(dt), *sequence_strides(B),
+        directions, steps, channels, states, launch.segment_chunks * CHUNK, launch.segments,
+        GRID_ORDER=grid_order, PADDED=grid_order and steps != u.shape[1],
+        HAS_BIAS=dt_bias is not None, SOFTPLUS=softplus, BD=launch.channels, BN=launch.states,
+        num_warps=launch.warps,
+    )  # fmt: skip
+    return combine_segments(A, ends, sums, launch, reverse=False)
+
+
+def combine_segments(A: Tensor, ends: Tensor, sums: Tensor, launch: Launch, reverse: bool) -> Tensor:
+    """Runs `combine_segments_kernel`: what enters each segment, shaped like `ends`."""
+    starts = torch.empty_like(ends)
+    batch, directions, segments, states, channels = ends.shape
+    combine_segments_kernel[(triton.cdiv(channels, launch.channels), batch * directions)](
+        A, ends, sums, starts, directions, channels, states, segments,
+        REVERSE=reverse, BD=launch.channels, BN=launch.states, num_warps=launch.warps,
+    )  # fmt: skip
+    return starts
+
+
+def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
+    u, dt, B, C = (unit_stride(x) for x in (u, dt, B, C))
+    z = z if z is None else unit_stride(z)
+    D, dt_bias = (x if x is None else x.contiguous() for x in (D, dt_bias))
+    grid_order = u.dim() == 3
+    batch, channels = u.shape[0], u.shape[-1]
+    directions, _, states = A.shape
+    steps = u.shape[2] if index is None else index.shape[1]
+    chunks = triton.cdiv(steps, CHUNK)
+    A = A.float().transpose(1, 2).contiguous()  # [K, N, D]: channels side by side
+    y = torch.empty((batch, directions, length, channels), dtype=u.dtype, device=u.device)
+    kept = torch.empty(
+        (batch, directions, chunks if save else 0, states, channels),
+        dtype=torch.float32,
+        device=u.device,
+    )
+    if y.numel() == 0:
+        return y, kept
+    launch = scan_launch(batch, directions, channels, states, chunks)
+    with device_of(u):
+        starts = None
+        if launch.segments > 1:
+            starts = segment_starts(u, dt, A, B, dt_bias, index, softplus, launch, steps)
+        grid = (triton.cdiv(channels, launch.channels), batch * directions, launch.segments)
+        scan_forward_kernel[grid](
+            u, dt, A, B, C, D, z, dt_bias, index, y, kept, starts,
+            *sequence_strides(u), *sequence_strides(dt), *sequence_strides(B),
+            *sequence_strides(C), *((0, 0) if z is None else z.stride()[:2]),
+            directions, steps, length, channels, states, chunks, launch.segment_chunks,
+            launch.segments,
+            GRID_ORDER=grid_order, HAS_INDEX=index is not None, PADDED=steps != length,
+            HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=dt_bias is not None,
+            SOFTPLUS=softplus, SAVE=save, SEGMENTED=launch.segments > 1,
+            EVEN=channels % launch.channels == 0, CHUNK=CHUNK,
+            BD=launch.channels, BN=launch.states, num_warps=launch.warps,
+        )  # fmt: skip
+    return y, kept
