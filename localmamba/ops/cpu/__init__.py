@@ -1,1 +1,22 @@
-from ..reference_backend import *  # noqa
+"""The CPU kernels, in Numba, behind the interface of `ops.backends`: float32 inside."""
+
+from ..reference_backend import (
+    conv_backward,
+    conv_forward,
+    merge_backward,
+    merge_forward,
+    pool_backward,
+    pool_forward,
+)
+from .scan import scan_backward, scan_forward
+
+__all__ = [
+    "conv_backward",
+    "conv_forward",
+    "merge_backward",
+    "merge_forward",
+    "pool_backward",
+    "pool_forward",
+    "scan_backward",
+    "scan_forward",
+]
