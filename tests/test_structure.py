@@ -21,7 +21,7 @@ CHAIN = ["ops", "layers", "models", "search", "tasks", "recipes", "cli"]
 LEAF = "data"
 """Imports nothing of this package."""
 TOOLS = {"export", "figures", "complexity", "benchmark"}
-"""Serve the command line alone, and may use everything before it."""
+"""Serve the command line alone; each may use all that comes before it, and the others."""
 
 MAX_LINES = 300
 HEAVY = ["lightning", "numba", "triton", "transformers", "matplotlib", "sklearn", "torchmetrics"]
@@ -54,7 +54,7 @@ def allowed_parts(part: str) -> set[str]:
     if part == LEAF:
         return {LEAF}
     if part in TOOLS:
-        return {*CHAIN[:-1], LEAF, part}
+        return {*CHAIN[:-1], LEAF, *TOOLS}
     lower = set(CHAIN[: CHAIN.index(part) + 1])
     if part in {"search", "tasks", "recipes", "cli"}:
         lower.add(LEAF)

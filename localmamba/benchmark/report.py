@@ -1,0 +1,91 @@
+"""Results as a table for the eye and as CSV."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import astuple, fields
+from math import nan
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+
+from .settings import Result, Setting
+
+
+def _comparable(setting: Setting) -> tuple[str, str, str, int]:
+    """Settings with the same key are compared with each other."""
+    return setting.mode, setting.device, setting.dtype, setting.size
+
+
+def _time_per_image(result: Result) -> float:
+    return result.milliseconds / result.setting.batch
+
+
+def relative_times(results: Sequence[Result], baseline: str) -> list[float]:
+    """The time an image takes over the time it takes the baseline; NaN where there is none."""
+    base = {
+        _comparable(r.setting): _time_per_image(r) for r in results if r.setting.model == baseline
+    }
+    return [_time_per_image(r) / base.get(_comparable(r.setting), nan) for r in results]
+
+
+def results_tables(
+    results: Sequence[Result], baseline: str, machine: dict[str, str]
+) -> list[Table]:
+    """A table for each mode, with a row for each result.
+
+    Args:
+        results: What was measured.
+        baseline: The model whose time counts as 1.
+        machine: From `describe_machine`, for the caption.
+    """
+    caption = ", ".join(f"{key} {value}" for key, value in machine.items())
+    tables: dict[str, Table] = {}
+    for result, relative in zip(results, relative_times(results, baseline), strict=True):
+        s = result.setting
+        if s.mode not in tables:
+            tables[s.mode] = _empty_table(f"{s.mode}, {s.dtype}", caption)
+        tables[s.mode].add_row(*_row(result, relative))
+    return list(tables.values())
+
+
+def _empty_table(title: str, caption: str) -> Table:
+    table = Table(title=title, caption=caption, box=box.SIMPLE)
+    table.add_column("model", overflow="fold")
+    for name in ("batch", "size", "ms", "images/s", "time ratio", "tokens/s", "MiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _row(result: Result, relative: float) -> list[str]:
+    s = result.setting
+    if result.error:
+        return [f"{s.model}: {result.error}", str(s.batch), str(s.size)]
+    return [
+        s.model,
+        str(s.batch),
+        str(s.size),
+        f"{result.milliseconds:.2f}",
+        f"{result.images_per_second:,.1f}",
+        f"{relative:.2f}",
+        f"{result.tokens_per_second:,.0f}",
+        f"{result.memory_mib:,.0f}",
+    ]
+
+
+def write_csv(
+    results: Sequence[Result], baseline: str, machine: dict[str, str], path: Path
+) -> None:
+    """Writes every result and what it was measured on, one a line."""
+    setting = ["backend" if f.name == "device" else f.name for f in fields(Setting)]
+    figures = ["milliseconds", "images_per_second", "tokens_per_second", "memory_mib"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*setting, *figures, "relative_time", "baseline", "error", *machine])
+        for result, relative in zip(results, relative_times(results, baseline), strict=True):
+            values = [getattr(result, name) for name in figures]
+            rounded = [f"{value:.4g}" for value in [*values, relative]]
+            writer.writerow(
+                [*astuple(result.setting), *rounded, baseline, result.error, *machine.values()]
+            )
