@@ -1,0 +1,27 @@
+"""Layers: S6 branches, SCAttn, the two mixers, blocks. Each is usable alone."""
+
+from .blocks import LocalVimBlock, LocalVMambaBlock
+from .local_vim_mixer import LocalVimMixer
+from .mixer import DirectionalMixer, mix_branches
+from .norm import RMSNorm
+from .patch_merging import PatchMerging
+from .position import AxialRotary, resize_table, rotate
+from .s6 import S6Branches
+from .scattn import SCAttn
+from .ss2d import SS2D
+
+__all__ = [
+    "SS2D",
+    "AxialRotary",
+    "DirectionalMixer",
+    "LocalVMambaBlock",
+    "LocalVimBlock",
+    "LocalVimMixer",
+    "PatchMerging",
+    "RMSNorm",
+    "S6Branches",
+    "SCAttn",
+    "mix_branches",
+    "resize_table",
+    "rotate",
+]

@@ -1,0 +1,122 @@
+"""A mixer with its norm, residual and stochastic depth."""
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from .local_vim_mixer import LocalVimMixer
+from .norm import RMSNorm
+from .position import rotate
+from .ss2d import SS2D
+
+
+class LocalVimBlock(nn.Module):
+    """residual = residual + droppath(hidden); hidden = mixer(RMSNorm(residual)).
+
+    The residual stream is float32 (float64 for a float64 model) whatever the dtype of the mixer.
+
+    Args:
+        dim: Width C.
+        directions: Scan directions of the mixer.
+        scattn: Its SCAttn, see `LocalVimMixer`.
+        search: Whether the mixer is a supernet's.
+        class_token: Whether a class token stands in the middle of the sequence.
+        merge: How the mixer joins directions.
+        expand: Inner channels over C.
+        d_state: States per channel.
+        drop_path: Rate at which the hidden tokens that come in are dropped, by image.
+        device: Where the parameters live.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        directions: Sequence[str] = ("h", "h_flip", "w2", "w2_flip"),
+        scattn: str | None = "channel",
+        search: bool = False,
+        class_token: bool = False,
+        merge: str = "sum",
+        expand: float = 2.0,
+        d_state: int = 16,
+        drop_path: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.drop_path = DropPath(drop_path)
+        self.norm = RMSNorm(dim, **dd)
+        self.mixer = LocalVimMixer(
+            dim, directions, scattn, search, class_token, merge, expand, d_state, **dd
+        )
+
+    def forward(
+        self,
+        hidden: Tensor,
+        residual: Tensor | None,
+        height: int,
+        width: int,
+        cos: Tensor | None = None,
+        sin: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """One step of the residual stream.
+
+        Args:
+            hidden: What the block before put out, [B, L, C].
+            residual: The stream before that is added, [B, L, C]; None for the first block.
+            height: Rows of the grid.
+            width: Columns of the grid.
+            cos: Rotary table, [1, L, C], or None.
+            sin: Rotary table, [1, L, C], or None.
+
+        Returns:
+            The mixer's output and the stream that it is to be added to, both [B, L, C].
+        """
+        stream = hidden if hidden.dtype == torch.float64 else hidden.float()
+        if residual is not None:
+            stream = residual + self.drop_path(stream)
+        if cos is not None and sin is not None:
+            # Rotation is linear: one turn of the sum is the release's turns of both its parts.
+            stream = rotate(stream, cos, sin)
+        return self.mixer(self.norm(stream), height, width), stream
+
+
+class LocalVMambaBlock(nn.Module):
+    """x + droppath(SS2D(LayerNorm(x))).
+
+    Args:
+        dim: Width C.
+        directions: Scan directions of the mixer.
+        scattn: Its SCAttn, see `SS2D`.
+        search: Whether the mixer is a supernet's.
+        expand: Inner channels over C.
+        d_state: States per channel.
+        drop_path: Rate at which the mixer's output is dropped, by image.
+        device: Where the parameters live.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        directions: Sequence[str] = ("h", "v", "h_flip", "v_flip"),
+        scattn: str | None = "channel",
+        search: bool = False,
+        expand: float = 2.0,
+        d_state: int = 16,
+        drop_path: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.mixer = SS2D(dim, directions, scattn, search, expand, d_state, **dd)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] -> [B, H, W, C]."""
+        return x + self.drop_path(self.mixer(self.norm(x)))

@@ -1,0 +1,120 @@
+"""Positions: tables that are resized to the grid at hand, and the axial rotary embedding."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+torch.fx.wrap("resize_table")
+
+
+def resize_table(
+    table: Tensor,
+    grid: tuple[int, int],
+    height: int,
+    width: int,
+    class_token: bool = False,
+) -> Tensor:
+    """Resamples a position table to another grid, bicubically, as the released backbones do.
+
+    Args:
+        table: [1, H * W, C]; with `class_token`, [1, H * W + 1, C], that token's row in the middle.
+        grid: (H, W) of the table.
+        height: Rows of the new grid.
+        width: Columns of the new grid.
+        class_token: Whether the row at H * W // 2 belongs to a class token.
+
+    Returns:
+        [1, height * width (+ 1), C]; the table itself if the grid is the same.
+    """
+    if grid[0] == height and grid[1] == width:
+        return table
+    if class_token:
+        middle = grid[0] * grid[1] // 2
+        tokens = torch.cat((table[:, :middle], table[:, middle + 1 :]), dim=1)
+        tokens = resize_table(tokens, grid, height, width)
+        new = height * width // 2
+        return torch.cat((tokens[:, :new], table[:, middle : middle + 1], tokens[:, new:]), dim=1)
+    image = table.reshape(1, grid[0], grid[1], -1).permute(0, 3, 1, 2)
+    if image.dtype != torch.float64:
+        image = image.float()
+    image = F.interpolate(image, size=(height, width), mode="bicubic", align_corners=False)
+    return image.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns neighbouring pairs of channels by the angles of the tables.
+
+    Args:
+        x: [B, L, C].
+        cos: [1, L, C], each angle twice.
+        sin: [1, L, C].
+
+    Returns:
+        [B, L, C], in the dtype of x.
+    """
+    turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+class AxialRotary(nn.Module):
+    """Tables of the axial rotary embedding: half of the channels turn by row, half by column.
+
+    Angles are t / theta^(2i / (C / 2)), t the row or column scaled so that a grid spans `span`
+    steps whatever its size. The tables are saved with a model: one whose positions were resized
+    keeps resized rotary tables too, as in the release.
+
+    Args:
+        dim: Channels C, a multiple of 4.
+        grid: (H, W).
+        span: Length that rows and columns are scaled to (14, the released models' grid).
+        theta: Base of the frequencies.
+        device: Where the tables live.
+        dtype: Of the tables; they are computed in float32.
+
+    Raises:
+        ValueError: If C is not a multiple of 4.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid: tuple[int, int],
+        span: float = 14.0,
+        theta: float = 10000.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        if dim % 4:
+            raise ValueError(f"rotary positions need a width divisible by 4, got {dim}")
+        self.dim, self.span, self.theta = dim, span, theta
+        cos, sin = self.tables(grid, device)
+        self.register_buffer("cos", cos.to(dtype))
+        self.register_buffer("sin", sin.to(dtype))
+
+    def tables(
+        self,
+        grid: tuple[int, int],
+        device: torch.device | str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for a grid, each float32 [1, H * W, C]."""
+        half = self.dim // 2
+        steps = torch.arange(0, half, 2, device=device).float()
+        frequencies = 1.0 / self.theta ** (steps / half)
+        angles = []
+        for axis, size in enumerate(grid):
+            position = torch.arange(size, device=device) / size * self.span
+            angle = (position[:, None] * frequencies).repeat_interleave(2, -1)
+            angles.append(angle.unsqueeze(1 - axis).expand(grid[0], grid[1], half))
+        table = torch.cat(angles, dim=-1).reshape(1, -1, self.dim)
+        return table.cos(), table.sin()
+
+    def forward(
+        self,
+        grid: tuple[int, int],
+        height: int,
+        width: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The tables resampled from their own grid to another one."""
+        cos = resize_table(self.cos, grid, height, width)
+        return cos, resize_table(self.sin, grid, height, width)

@@ -1,0 +1,91 @@
+"""LocalVMamba's mixer, VMamba's SS2D with any directions (paper section 4.1, figure 3b)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import merge_branches, scan_index
+from .mixer import DirectionalMixer, mix_branches
+
+for _name in ("scan_index", "merge_branches", "mix_branches"):
+    torch.fx.wrap(_name)
+
+
+class SS2D(DirectionalMixer):
+    """Mixes a map of tokens: 3 x 3 convolution, scans along several directions, norm, gate.
+
+    Args:
+        dim: Width C of the tokens.
+        directions: Names of the scan directions, see `localmamba.ops.list_directions()`.
+        scattn: `channel` (the release), `channel+spatial` (the paper), or None (VMamba).
+        search: Whether this is a supernet's mixer, see `DirectionalMixer`.
+        expand: Inner channels D = expand * dim.
+        d_state: States per channel N.
+        dt_rank: Rank of the step sizes; ceil(dim / 16) if None.
+        device: Where the parameters live.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: If a direction or `scattn` is unknown.
+
+    Example:
+        >>> mixer = SS2D(64, directions=["h", "v_flip", "w7", "w7_flip"])
+        >>> mixer(torch.randn(2, 10, 15, 64)).shape
+        torch.Size([2, 10, 15, 64])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        directions: Sequence[str] = ("h", "v", "h_flip", "v_flip"),
+        scattn: str | None = "channel",
+        search: bool = False,
+        expand: float = 2.0,
+        d_state: int = 16,
+        dt_rank: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(
+            dim, directions, scattn, search, expand, d_state, dt_rank, 0, device, dtype
+        )
+        dd = {"device": device, "dtype": dtype}
+        inner = self.inner_dim
+        self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, **dd)
+        self.norm = nn.LayerNorm(inner, **dd)
+
+    def forward(
+        self,
+        x: Tensor,
+        branches: list[int] | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Mixes a map of tokens.
+
+        Args:
+            x: [B, H, W, C].
+            branches: Positions in `directions` that run; None for all.
+            weights: What these are added with, [K], as in a supernet; see `DirectionalMixer`.
+
+        Returns:
+            [B, H, W, C].
+        """
+        height, width = x.shape[1], x.shape[2]
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        z = z.flatten(1, 2)
+        x = F.silu(self.conv(x.permute(0, 3, 1, 2))).flatten(2).transpose(1, 2)  # [B, L, D]
+        index = scan_index(x, self._names(branches), height, width)
+        y = self.branches(x, index, branches)  # [B, K, L, D]
+        channel: Tensor | None = None
+        token: Tensor | None = None
+        if self.attn is not None:
+            channel, token = self.attn(y)
+        weights = self._sum_weights(branches, weights)
+        norm = self.norm
+        if weights is None:
+            y = merge_branches(y, channel, token, z, norm.weight, norm.bias, norm.eps)
+        else:
+            y = norm(mix_branches(y, weights, channel, token)) * F.silu(z)
+        return self.out_proj(y).unflatten(1, (height, width))

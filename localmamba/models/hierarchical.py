@@ -1,0 +1,259 @@
+"""LocalVMamba: the hierarchical models (paper section 4.3, tables 1 and 2), and VMamba before it.
+
+Source: LocalMamba, https://arxiv.org/abs/2403.09338; its release https://github.com/hunto/LocalMamba.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import ClassifierHead, PatchEmbed, calculate_drop_path_rates, trunc_normal_
+from timm.models import checkpoint
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ..layers import LocalVMambaBlock, PatchMerging
+from .directions import LOCAL, DirectionTable, resolve_directions
+
+
+class Stage(nn.Module):
+    """Patch merging (from the second stage on), then blocks. Channels last.
+
+    Args:
+        in_dim: Channels that come in.
+        dim: Channels of the stage.
+        downsample: Whether it begins with patch merging.
+        blocks: The blocks.
+        device: Where the parameters live.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        downsample: bool,
+        blocks: Sequence[nn.Module],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.downsample = PatchMerging(in_dim, dim, **dd) if downsample else nn.Identity()
+        self.blocks = nn.Sequential(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), dim], or the same H and W."""
+        x = self.downsample(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x)
+            else:
+                x = block(x)
+        return x
+
+
+class LocalVMamba(nn.Module):
+    """Four stages of blocks that scan a map of patches along several directions.
+
+    Takes images of any size: what the patch size does not divide is padded at the bottom and right,
+    and so is an odd side between stages.
+
+    Args:
+        img_size: Unused but for its shape check: no parameter depends on the image size.
+        patch_size: Side of a patch.
+        in_chans: Channels of an image.
+        num_classes: Outputs of the head; 0 for none.
+        global_pool: timm's pooling names, `avg` or `` for the unpooled map [B, H, W, C].
+        embed_dims: Widths of the stages.
+        depths: Blocks of the stages.
+        directions: Scan directions: names, a table of one row a block (stages one after another),
+            or a JSON file of either.
+        scattn: `channel`, `channel+spatial`, or None.
+        search: Whether this is a supernet: directions are candidates, weighed in every block.
+        expand: Inner channels over the width.
+        d_state: States per channel.
+        drop_rate: Dropout before the head.
+        drop_path_rate: Stochastic depth, rising linearly from 0 to this.
+        device: Where the parameters live.
+        dtype: Of the parameters.
+
+    Raises:
+        ValueError: If an argument is not one of those allowed, or directions do not fit the depths.
+    """
+
+    output_fmt = "NHWC"
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] | None = None,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dims: Sequence[int] = (96, 192, 384, 768),
+        depths: Sequence[int] = (2, 2, 9, 2),
+        directions: DirectionTable = LOCAL,
+        scattn: str | None = "channel",
+        search: bool = False,
+        expand: float = 2.0,
+        d_state: int = 16,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if len(embed_dims) != len(depths):
+            raise ValueError(f"{len(embed_dims)} widths for {len(depths)} stages")
+        table = iter(resolve_directions(directions, sum(depths)))
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = self.head_hidden_size = embed_dims[-1]
+        self.patch_embed = PatchEmbed(
+            img_size, patch_size, in_chans, embed_dims[0], norm_layer=nn.LayerNorm, flatten=False,
+            output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True, **dd,
+        )  # fmt: skip
+        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
+        self.feature_info = []
+        stages = []
+        for i, (dim, depth) in enumerate(zip(embed_dims, depths, strict=True)):
+            blocks = [
+                LocalVMambaBlock(
+                    dim, next(table), scattn, search, expand, d_state, next(rates), **dd
+                )
+                for _ in range(depth)
+            ]
+            stages.append(Stage(embed_dims[max(i - 1, 0)], dim, i > 0, blocks, **dd))
+            reduction = patch_size * 2**i
+            self.feature_info.append(
+                {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
+            )
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.LayerNorm(self.num_features, **dd)
+        self.head = ClassifierHead(
+            self.num_features, num_classes, global_pool, drop_rate, input_fmt="NHWC", **dd
+        )
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Linear weights truncated normal 0.02, biases 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone (biases are the recipe's)."""
+        kept = ("A_log", "D", "dt_bias", "alpha")
+        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in kept}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """Groups of parameters for layer-wise learning rates, see timm."""
+        if coarse:
+            return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)"}
+        return {
+            "stem": r"^patch_embed",
+            "blocks": [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^norm", (99999,)),
+            ],
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether the backward pass runs blocks again instead of keeping what they compute."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The head's linear layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces the head, keeping the pooling unless another is named."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images [B, channels, height, width] -> normalised map of the last stage [B, H, W, C]."""
+        return self.norm(self.stages(self.patch_embed(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map [B, H, W, C] -> logits, or what the head's linear layer reads."""
+        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, channels, height, width] -> logits [B, num_classes]."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """What chosen stages put out.
+
+        Args:
+            x: Images [B, channels, height, width].
+            indices: Stages: the last n, a list, or None for all.
+            norm: Whether the last stage's output passes the final norm.
+            stop_early: Whether to skip the stages after the last chosen one.
+            output_fmt: `NCHW` or `NHWC`.
+            intermediates_only: Whether to return the list alone.
+
+        Returns:
+            The list of maps, or (map of `forward_features`, list).
+
+        Raises:
+            ValueError: If `output_fmt` is another.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"output_fmt must be NCHW or NHWC, got {output_fmt!r}")
+        take, last = feature_take_indices(len(self.stages), indices)
+        final = len(self.feature_info) - 1
+        x = self.patch_embed(x)
+        intermediates: list[Tensor] = []
+        stages = self.stages
+        if stop_early and not torch.jit.is_scripting():
+            stages = stages[: last + 1]
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in take:
+                feature = self.norm(x) if norm and i == final else x
+                if output_fmt == "NCHW":
+                    feature = feature.permute(0, 3, 1, 2).contiguous()
+                intermediates.append(feature)
+        if intermediates_only:
+            return intermediates
+        return self.norm(x) if i == final else x, intermediates
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Drops the stages after the last chosen one; returns the chosen stages' positions."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        shorter = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if prune_norm or shorter:
+            self.norm = nn.Identity()
+        if shorter:
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+            self.head.reset(0, "", in_features=self.num_features)
+        if prune_head or shorter:
+            self.reset_classifier(0, "")
+        return take

@@ -1,0 +1,74 @@
+"""LocalVMamba and its supernets, registered in timm (paper tables 1 and 2)."""
+
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+
+from ..ops import CANDIDATES
+from .directions import LOCAL, searched_directions
+from .hierarchical import LocalVMamba
+from .registry import RELEASE, create_hierarchical, pretrained_cfg
+
+HEAD = {"classifier": "head.fc", "pool_size": (7, 7)}
+
+default_cfgs = generate_default_cfgs(
+    {
+        "localvmamba_tiny": pretrained_cfg(**HEAD),
+        "localvmamba_small.in1k": pretrained_cfg(RELEASE + "local_vssm_small.ckpt", **HEAD),
+        "localvmamba_tiny_search": pretrained_cfg(**HEAD),
+        "localvmamba_small_search": pretrained_cfg(**HEAD),
+        "localvmamba_demo": pretrained_cfg(
+            size=32, num_classes=10, classifier="head.fc", pool_size=(4, 4)
+        ),
+        "localvmamba_demo_search": pretrained_cfg(
+            size=32, num_classes=10, classifier="head.fc", pool_size=(4, 4)
+        ),
+    }
+)
+
+SMALL = (2, 2, 27, 2)
+SEARCH = {"embed_dims": (32, 64, 128, 256), "directions": CANDIDATES, "search": True}
+SEARCH_DROP_PATH = 0.1
+DEMO = {"patch_size": 2, "depths": (1, 1, 2), "drop_path_rate": 0.0}
+
+
+@register_model
+def localvmamba_tiny(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
+    """LocalVMamba-T with searched directions: 26M parameters, 82.7 top-1 in the paper."""
+    arguments = {"directions": searched_directions("localvmamba_tiny")}
+    return create_hierarchical("localvmamba_tiny", pretrained, arguments, kwargs)
+
+
+@register_model
+def localvmamba_small(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
+    """LocalVMamba-S with searched directions: 50M parameters, 83.7 top-1 in the paper."""
+    arguments = {"depths": SMALL, "directions": searched_directions("localvmamba_small")}
+    return create_hierarchical("localvmamba_small", pretrained, arguments, kwargs)
+
+
+@register_model
+def localvmamba_tiny_search(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
+    """The supernet of LocalVMamba-T: widths 32 to 256, all candidates in every block."""
+    arguments = {**SEARCH, "drop_path_rate": SEARCH_DROP_PATH}
+    return create_hierarchical("localvmamba_tiny_search", pretrained, arguments, kwargs)
+
+
+@register_model
+def localvmamba_small_search(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
+    """The supernet of LocalVMamba-S: widths 32 to 256, all candidates in every block."""
+    arguments = {**SEARCH, "depths": SMALL, "drop_path_rate": SEARCH_DROP_PATH}
+    return create_hierarchical("localvmamba_small_search", pretrained, arguments, kwargs)
+
+
+@register_model
+def localvmamba_demo(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
+    """A LocalVMamba for 32 x 32 images: three stages of widths 32, 64, 128."""
+    arguments = {**DEMO, "embed_dims": (32, 64, 128), "directions": LOCAL}
+    return create_hierarchical("localvmamba_demo", pretrained, arguments, kwargs)
+
+
+@register_model
+def localvmamba_demo_search(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
+    """The supernet of `localvmamba_demo`: widths 16, 32, 64."""
+    arguments = {**SEARCH, **DEMO, "embed_dims": (16, 32, 64)}
+    return create_hierarchical("localvmamba_demo_search", pretrained, arguments, kwargs)
