@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..ops import merge_branches, scan_index
-from .mixer import DirectionalMixer, mix_branches
+from ..ops import merge_branches
+from .mixer import DirectionalMixer
 
-for _name in ("scan_index", "merge_branches", "mix_branches"):
-    torch.fx.wrap(_name)
+torch.fx.wrap("merge_branches")
 
 MERGES = ("sum", "mean")
 
@@ -87,17 +86,12 @@ class LocalVimMixer(DirectionalMixer):
         """
         class_token = height * width // 2 if self.class_token else -1
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        index = scan_index(x, self._names(branches), height, width, class_token)
-        y = self.branches(x, index, branches)  # [B, K, L, D]
-        channel: Tensor | None = None
-        token: Tensor | None = None
-        if self.attn is not None:
-            channel, token = self.attn(y, z)
         weights = self._sum_weights(branches, weights)
         if weights is None:
+            y, channel, token = self._scan(x, z, height, width, class_token, branches)
             out = merge_branches(y, channel, token, z)
         else:
-            out = mix_branches(y, weights, channel, token, z)
+            out = self._mix(x, z, height, width, class_token, branches, weights)
         if self.scale != 1.0:
             out = out * self.scale
         return self.out_proj(out)

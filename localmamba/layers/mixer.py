@@ -5,11 +5,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.models import checkpoint
 from torch import Tensor, nn
 
-from ..ops import check_directions
+from ..ops import check_directions, scan_index
 from .s6 import S6Branches
 from .scattn import SCAttn
+
+for _name in ("scan_index", "mix_branches"):
+    torch.fx.wrap(_name)
 
 
 def mix_branches(
@@ -49,6 +53,12 @@ class DirectionalMixer(nn.Module):
     the mixers takes `branches`, the positions in `directions` that run (the others cost nothing),
     and `weights`, what they are added with in place of softmax(`alpha`) over those branches.
 
+    Attributes:
+        alpha: Logits of the directions in a supernet, [K]; None elsewhere.
+        passed_dim: Inner channels that pass the directions: all, until `narrow`.
+        at_once: With many candidates a supernet can run so many directions at a time, and again in
+            the backward pass, instead of keeping what all of them compute; 0 for all at once.
+
     Args:
         dim: Width C of the tokens.
         directions: Names of the K scan directions.
@@ -82,7 +92,8 @@ class DirectionalMixer(nn.Module):
         dd = {"device": device, "dtype": dtype}
         inner = int(expand * dim)
         self.dim = dim
-        self.inner_dim = inner
+        self.inner_dim = self.passed_dim = inner
+        self.at_once = 0
         self.directions = check_directions(directions)
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **dd)
         self.branches = S6Branches(
@@ -103,6 +114,30 @@ class DirectionalMixer(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(self.directions)
 
+    def narrow(self, share: int) -> None:
+        """Sends one in `share` inner channels of a supernet's mixer through the directions.
+
+        The others go round them (PC-DARTS). The directions' parameters are made anew.
+
+        Args:
+            share: A divisor of the inner channels.
+
+        Raises:
+            ValueError: If it is not one, or this is no supernet's mixer.
+        """
+        if self.alpha is None or self.inner_dim % share:
+            raise ValueError(f"only a supernet's {self.inner_dim} channels divide by {share}")
+        old, attn = self.branches, self.attn
+        dd = {"device": old.D.device, "dtype": old.D.dtype}
+        taps = 0 if old.conv_weight is None else old.conv_weight.shape[2]
+        self.passed_dim = passed = self.inner_dim // share
+        self.branches = S6Branches(
+            old.num_branches, passed, old.A_log.shape[2], old.dt_weight.shape[2], taps, **dd
+        )
+        if attn is not None:
+            kind = "channel" if attn.local_reduce is None else "channel+spatial"
+            self.attn = SCAttn(passed, kind, **dd)
+
     def _names(self, branches: list[int] | None) -> list[str]:
         if branches is None:
             return self.directions
@@ -122,3 +157,75 @@ class DirectionalMixer(nn.Module):
         if branches is not None:
             alpha = alpha[torch.tensor(branches, device=alpha.device)]
         return torch.softmax(alpha, 0)
+
+    def _scan(
+        self,
+        x: Tensor,
+        z: Tensor | None,
+        height: int,
+        width: int,
+        class_token: int,
+        branches: list[int] | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Outputs of the branches [B, K, L, D], and SCAttn's weights by channel and token."""
+        index = scan_index(x, self._names(branches), height, width, class_token)
+        y = self.branches(x, index, branches)
+        channel: Tensor | None = None
+        token: Tensor | None = None
+        if self.attn is not None:
+            channel, token = self.attn(y, z)
+        return y, channel, token
+
+    def _mix(
+        self,
+        x: Tensor,
+        z: Tensor | None,
+        height: int,
+        width: int,
+        class_token: int,
+        branches: list[int] | None,
+        weights: Tensor,
+    ) -> Tensor:
+        """The supernet's sum of the branches, each gated by z if given, [B, L, D]."""
+        passed = self.passed_dim
+        part = x[..., :passed]
+        gate = None if z is None else z[..., :passed]
+        grid = (height, width, class_token)
+        if self.at_once > 0 and not torch.jit.is_scripting():
+            out = self._mix_groups(part, gate, grid, branches, weights)
+        else:
+            out = self._mix_all(part, gate, grid, branches, weights)
+        if passed == self.inner_dim:
+            return out
+        rest = x[..., passed:]
+        return torch.cat((out, rest if z is None else rest * F.silu(z[..., passed:])), dim=-1)
+
+    def _mix_all(
+        self,
+        x: Tensor,
+        z: Tensor | None,
+        grid: tuple[int, int, int],
+        branches: list[int] | None,
+        weights: Tensor,
+    ) -> Tensor:
+        y, channel, token = self._scan(x, z, grid[0], grid[1], grid[2], branches)
+        return mix_branches(y, weights, channel, token, z)
+
+    @torch.jit.ignore
+    def _mix_groups(
+        self,
+        x: Tensor,
+        z: Tensor | None,
+        grid: tuple[int, int, int],
+        branches: list[int] | None,
+        weights: Tensor,
+    ) -> Tensor:
+        """`_mix_all` for a few branches at a time, which are run again in the backward pass."""
+        if branches is None:
+            branches = list(range(len(self.directions)))
+        groups = [branches[i : i + self.at_once] for i in range(0, len(branches), self.at_once)]
+        parts = weights.split(self.at_once)
+        out = checkpoint(self._mix_all, x, z, grid, groups[0], parts[0])
+        for group, part in zip(groups[1:], parts[1:], strict=True):
+            out = out + checkpoint(self._mix_all, x, z, grid, group, part)
+        return out

@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import merge_branches, scan_index
-from .mixer import DirectionalMixer, mix_branches
+from ..ops import merge_branches
+from .mixer import DirectionalMixer
 
-for _name in ("scan_index", "merge_branches", "mix_branches"):
-    torch.fx.wrap(_name)
+torch.fx.wrap("merge_branches")
 
 
 class SS2D(DirectionalMixer):
@@ -76,16 +75,11 @@ class SS2D(DirectionalMixer):
         x, z = self.in_proj(x).chunk(2, dim=-1)
         z = z.flatten(1, 2)
         x = F.silu(self.conv(x.permute(0, 3, 1, 2))).flatten(2).transpose(1, 2)  # [B, L, D]
-        index = scan_index(x, self._names(branches), height, width)
-        y = self.branches(x, index, branches)  # [B, K, L, D]
-        channel: Tensor | None = None
-        token: Tensor | None = None
-        if self.attn is not None:
-            channel, token = self.attn(y)
         weights = self._sum_weights(branches, weights)
         norm = self.norm
         if weights is None:
+            y, channel, token = self._scan(x, None, height, width, -1, branches)
             y = merge_branches(y, channel, token, z, norm.weight, norm.bias, norm.eps)
         else:
-            y = norm(mix_branches(y, weights, channel, token)) * F.silu(z)
+            y = norm(self._mix(x, None, height, width, -1, branches, weights)) * F.silu(z)
         return self.out_proj(y).unflatten(1, (height, width))

@@ -1,0 +1,104 @@
+"""Evolution over choices of directions, for when the loss of a choice can be asked for.
+
+Guo et al., "Single Path One-Shot Neural Architecture Search with Uniform Sampling", ECCV 2020,
+section 3.4 and algorithm 1: crossover and mutation among the best, then the best of all. Here a
+layer's gene is a set of `keep` directions, not a single one.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations, product
+from math import comb
+
+Sets = tuple[tuple[int, ...], ...]
+"""For each layer the candidates it keeps, as ascending indices."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The choices there are: `keep` of `candidates` directions in each of `layers` layers."""
+
+    layers: int
+    candidates: int
+    keep: int
+
+    @property
+    def size(self) -> int:
+        return comb(self.candidates, self.keep) ** self.layers
+
+    def every(self) -> Iterator[Sets]:
+        """All choices; only for small spaces."""
+        return product(combinations(range(self.candidates), self.keep), repeat=self.layers)
+
+    def sample(self, rng: random.Random) -> Sets:
+        """A choice, uniformly."""
+        return tuple(self._set(rng) for _ in range(self.layers))
+
+    def _set(self, rng: random.Random) -> tuple[int, ...]:
+        return tuple(sorted(rng.sample(range(self.candidates), self.keep)))
+
+    def mutate(self, choice: Sets, probability: float, rng: random.Random) -> Sets:
+        """Each layer changes with this probability: one of its directions for one it lacks."""
+        return tuple(
+            self._swap(genes, rng) if rng.random() < probability else genes for genes in choice
+        )
+
+    def _swap(self, genes: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
+        outside = [i for i in range(self.candidates) if i not in genes]
+        if not outside:
+            return genes
+        gone = rng.choice(genes)
+        return tuple(sorted([*(i for i in genes if i != gone), rng.choice(outside)]))
+
+    @staticmethod
+    def cross(one: Sets, other: Sets, rng: random.Random) -> Sets:
+        """Each layer as in one parent or the other."""
+        return tuple(rng.choice(pair) for pair in zip(one, other, strict=True))
+
+
+def evolve(
+    loss_of: Callable[[Sets], float],
+    space: Space,
+    rng: random.Random,
+    population: int = 50,
+    generations: int = 20,
+    parents: int = 10,
+    mutation: float = 0.1,
+    on_generation: Callable[[int, dict[Sets, float]], None] = lambda *_: None,
+) -> list[Sets]:
+    """Looks for choices of small loss.
+
+    A space of at most `population * generations` choices is tried whole.
+
+    Args:
+        loss_of: The loss of a choice; asked once for each choice.
+        space: What can be chosen.
+        rng: Source of all chance.
+        population: Choices of a generation: half by crossover, half by mutation, of the parents.
+        generations: How many.
+        parents: The best choices so far that have offspring.
+        mutation: The probability that mutation changes a layer.
+        on_generation: Called with the generation's number and all losses so far.
+
+    Returns:
+        All choices tried, best first.
+    """
+    losses: dict[Sets, float] = {}
+    if space.size <= population * generations:
+        losses = {choice: loss_of(choice) for choice in space.every()}
+        on_generation(generations, losses)
+        return sorted(losses, key=losses.__getitem__)
+    offspring = [space.sample(rng) for _ in range(population)]
+    for generation in range(1, generations + 1):
+        for choice in offspring:
+            if choice not in losses:
+                losses[choice] = loss_of(choice)
+        on_generation(generation, losses)
+        best = sorted(losses, key=losses.__getitem__)[:parents]
+        crossed = [space.cross(*rng.choices(best, k=2), rng) for _ in range(population // 2)]
+        mutated = [
+            space.mutate(rng.choice(best), mutation, rng) for _ in range(population - len(crossed))
+        ]
+        offspring = crossed + mutated
+    return sorted(losses, key=losses.__getitem__)
