@@ -1,24 +1,34 @@
 """Parameters and multiply-adds of image models, timm's and ours, by two counting rules.
 
 Both rules count convolutions, linear layers and matrix products, one operation a multiply-add, and
-leave out norms, activations and sums. They differ in what they take for the S6 branches of a block:
+leave out activations and sums. They differ in the rest:
 
-- `all`: everything that runs, in every direction, padded steps included. A step of the scan costs
-  5 operations a state (delta A, its exponential, delta u times B, the new state, its part of C h)
-  and 2 a channel (delta u, D u).
-- `paper`: what the paper's tables were made with. Where the convolution follows the scan (LocalVim,
-  Vim), it takes convolution, x_proj and dt_proj once though they run once a direction, and the scan
-  as above; elsewhere (LocalVMamba, VMamba) it takes all projections, and 9 operations a state and 1
-  a channel for the scan. Padded steps are left out.
+- `all` counts everything that runs, the same for every model: all S6 branches with their padded
+  steps, 5 operations a state and step for the scan (delta A, its exponential, delta u times B, the
+  new state, its part of C h) and 2 a channel and step (delta u, D u). Norms are left out.
+- `paper` is what the paper's tables were made with, and not the same for every model. LocalVim and
+  Vim: a formula that takes convolution, x_proj and dt_proj once, though they run once a direction,
+  and the scan as above; padding and norms left out. LocalVMamba and VMamba: the release's fvcore
+  count, 9 operations a state and step, 1 a channel and step, padding counted, and 5 a value for
+  layer norms.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import timm
 import torch
-from torch import nn
+from torch import Size, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from .models import LocalVMamba
+
+Formula = Callable[..., int]
+"""Shapes of an op's arguments, and `out_shape`, to its operations."""
+
+NORM = 5
+"""Operations a value of a layer norm, where norms are counted."""
 
 
 @dataclass(frozen=True)
@@ -43,36 +53,30 @@ class Branches:
     taps: int
     projected: int
 
-    def conv(self, steps: int) -> int:
-        """Multiply-adds of the convolution, one direction."""
-        return steps * self.channels * self.taps
+    def inputs(self, steps: int) -> int:
+        """Multiply-adds of what makes the inputs of the scan, one direction."""
+        return steps * (self.channels * self.taps + self.projected)
 
     def scan(self, steps: int, per_state: int, per_channel: int) -> int:
         """Operations of the scan, one direction."""
         return steps * self.channels * (per_state * self.states + per_channel)
 
 
-def count_all(b: Branches) -> int:
-    """The rule `all`."""
-    projected = (b.steps if b.taps else b.tokens) * b.projected  # grid order holds no padding
-    return b.directions * (b.conv(b.steps) + projected + b.scan(b.steps, 5, 2))
+def _all(b: Branches) -> int:
+    made = b.steps if b.taps else b.tokens  # in grid order there is no padding
+    return b.directions * (b.inputs(made) + b.scan(b.steps, 5, 2))
 
 
-def count_as_paper(b: Branches) -> int:
-    """The rule `paper`."""
-    projected = b.tokens * b.projected
-    if b.taps:
-        return b.conv(b.tokens) + projected + b.directions * b.scan(b.tokens, 5, 2)
-    return b.directions * (projected + b.scan(b.tokens, 9, 1))
+def _plain_as_paper(b: Branches) -> int:
+    return b.inputs(b.tokens) + b.directions * b.scan(b.tokens, 5, 2)
 
 
-RULES: dict[str, Callable[[Branches], int]] = {"all": count_all, "paper": count_as_paper}
+def _hierarchical_as_paper(b: Branches) -> int:
+    return b.directions * (b.inputs(b.steps) + b.scan(b.steps, 9, 1))
 
 
-def _formula(rule: str) -> Callable[..., int]:
-    """What the counter wants for `s6_branches`: from its arguments' shapes, two FLOPs a count."""
-
-    def flops(*shapes: torch.Size, out_shape: object) -> int:  # noqa: ARG001 - the counter gives it
+def _branches(count: Callable[[Branches], int]) -> Formula:
+    def formula(*shapes: Size, out_shape: object) -> int:  # noqa: ARG001 - the counter passes it
         x, conv_weight, _, x_proj, dt_weight, _, A, _, index, _ = shapes
         branches = Branches(
             directions=index[0],
@@ -83,9 +87,43 @@ def _formula(rule: str) -> Callable[..., int]:
             taps=conv_weight[2] if conv_weight else 0,
             projected=x_proj[1] * x_proj[2] + dt_weight[1] * dt_weight[2],
         )
-        return 2 * x[0] * RULES[rule](branches)
+        return x[0] * count(branches)
 
-    return flops
+    return formula
+
+
+def _norm_of_input(x: Size, *_: Size, out_shape: object) -> int:  # noqa: ARG001
+    return NORM * prod(x)
+
+
+def _norm_of_merged(
+    y: Size,
+    channel_weights: Size | None,  # noqa: ARG001
+    token_weights: Size | None,  # noqa: ARG001
+    z: Size | None,  # noqa: ARG001
+    norm_weight: Size | None,
+    *_: object,
+    out_shape: object,  # noqa: ARG001
+) -> int:
+    return NORM * y[0] * y[2] * y[3] if norm_weight else 0
+
+
+def _formulas(model: nn.Module, rule: str) -> dict[object, Formula]:
+    """What is counted beside convolutions and matrix products."""
+    ops = torch.ops.localmamba
+    if rule == "all":
+        return {ops.s6_branches: _branches(_all)}
+    if not isinstance(model, LocalVMamba):
+        return {ops.s6_branches: _branches(_plain_as_paper)}
+    return {
+        ops.s6_branches: _branches(_hierarchical_as_paper),
+        ops.pool_branches: _norm_of_input,
+        ops.merge_branches: _norm_of_merged,
+        torch.ops.aten.native_layer_norm: _norm_of_input,
+    }
+
+
+RULES = ("all", "paper")
 
 
 def abstract_model(name: str) -> nn.Module:
@@ -123,7 +161,9 @@ def count_multiply_adds(model: nn.Module, size: int | tuple[int, int], rule: str
         raise ValueError(f"unknown counting rule {rule!r}; known: {', '.join(RULES)}")
     height, width = (size, size) if isinstance(size, int) else size
     image = torch.empty((1, 3, height, width), device=next(model.parameters()).device)
-    formulas = {torch.ops.localmamba.s6_branches: _formula(rule)}
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
+    extra = _formulas(model, rule)
+    with FlopCounterMode(display=False, custom_mapping=extra) as counter, torch.no_grad():
         model(image)
-    return counter.get_total_flops() // 2
+    counts = counter.get_flop_counts()["Global"]
+    # PyTorch's own formulas count a multiply-add twice.
+    return sum(count if op in extra else count // 2 for op, count in counts.items())
