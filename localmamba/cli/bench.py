@@ -1,0 +1,113 @@
+"""`localmamba bench`: speed and memory of models on the machine at hand, beside each other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from localmamba.benchmark import (
+    MODES,
+    Result,
+    Setting,
+    describe_machine,
+    measure,
+    results_tables,
+    write_csv,
+)
+
+
+def bench(
+    models: list[str],
+    device: Literal["cpu", "cuda"] = "cpu",
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32",
+    mode: Literal["inference", "training", "both"] = "both",
+    batch: Sequence[int] = (1,),
+    size: Sequence[int] = (224,),
+    baseline: str | None = None,
+    threads: int | None = None,
+    seconds: float = 3.0,
+    output: Path = Path("runs/bench"),
+) -> None:
+    """Measures speed and memory of models, ours and timm's; writes a table, a CSV and a figure.
+
+    Inference is a forward pass; training is a forward pass, a cross entropy and a backward pass,
+    without an optimiser. Times are medians after a warm-up, by CUDA events on a GPU. Memory is the
+    most that tensors took at once. A model that fails, for want of memory say, says so in its row.
+
+    Args:
+        models: Names in timm's registry, such as localvim_tiny and deit_tiny_patch16_224.
+        device: Where to run.
+        dtype: float32, float32 with TF32 products, or autocast to a half type.
+        mode: What to time.
+        batch: Images a step: one number, or one for each size.
+        size: Pixels along a side; with several, the figure shows images/s x tokens over size.
+        baseline: Whose time counts as 1; the first model unless given.
+        threads: CPU threads; PyTorch's choice unless given.
+        seconds: How long to time each.
+        output: Folder for bench.csv, bench.png and bench.svg.
+
+    Raises:
+        ValueError: If a setting is not one of those allowed, or every measurement failed.
+    """
+    settings = plan(models, device, dtype, mode, batch, size)
+    baseline = baseline or models[0]
+    if baseline not in models:
+        raise ValueError(f"the baseline {baseline!r} must be one of the models measured")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console = Console()
+    machine = describe_machine(device)
+    results: list[Result] = []
+    with Progress(console=console, transient=True) as progress:
+        for setting in progress.track(settings, description="measuring"):
+            results.append(measure(setting, seconds))
+            progress.console.print(_summary(results[-1]), highlight=False)
+            write_csv(results, baseline, machine, output / "bench.csv")
+    console.print(*results_tables(results, baseline, machine))
+    if all(result.error for result in results):
+        raise ValueError(f"every measurement failed, the first with: {results[0].error}")
+    paths = [output / "bench.csv", *_draw(results, machine, output / "bench")]
+    console.print("written to", ", ".join(map(str, paths)), soft_wrap=True)
+
+
+def plan(
+    models: Sequence[str],
+    device: str,
+    dtype: str,
+    mode: str,
+    batch: Sequence[int],
+    size: Sequence[int],
+) -> list[Setting]:
+    """Every combination to measure, all of them checked; arguments as those of `bench`."""
+    if not models:
+        raise ValueError("name at least one model; timm.list_models() names all")
+    if len(batch) not in (1, len(size)):
+        raise ValueError(
+            f"give one batch, or one for each size: {len(batch)} for {len(size)} sizes"
+        )
+    batches = list(batch) * len(size) if len(batch) == 1 else batch
+    modes = MODES if mode == "both" else (mode,)
+    return [
+        Setting(model, timed, device, dtype, images, pixels)
+        for timed in modes
+        for model in models
+        for images, pixels in zip(batches, size, strict=True)
+    ]
+
+
+def _summary(result: Result) -> str:
+    s = result.setting
+    found = result.error or f"{result.milliseconds:.2f} ms, {result.memory_mib:,.0f} MiB"
+    return f"{s.model} {s.mode} {s.dtype} {s.batch} x {s.size}: {found}"
+
+
+def _draw(results: list[Result], machine: dict[str, str], stem: Path) -> list[Path]:
+    from localmamba.figures.benchmarks import draw_benchmark
+    from localmamba.figures.style import save_figure
+
+    setting = results[0].setting
+    caption = ", ".join([setting.dtype, *(f"{key} {value}" for key, value in machine.items())])
+    return save_figure(draw_benchmark(results, caption), stem)
