@@ -12,6 +12,10 @@ _OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy"}
 inline = numba.jit(forceinline=True, **_OPTIONS)
 """Decorates a function that becomes part of the kernels that call it."""
 
+# forceinline=False: unset, it would be taken from the caller.
+function = numba.jit(forceinline=False, **_OPTIONS)
+"""Decorates a function that kernels call."""
+
 
 @lru_cache(maxsize=1)
 def _sources() -> str:
@@ -20,7 +24,7 @@ def _sources() -> str:
 
 
 def kernel(function: Callable) -> Callable:
-    """Decorates a function that Python calls: compiled at its first call, kept on disk if possible."""
+    """Decorates a function that Python calls: compiled at first use, kept on disk if possible."""
     try:
         compiled = numba.jit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # no folder to write to

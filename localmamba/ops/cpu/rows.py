@@ -1,18 +1,24 @@
-"""Rows of tensors, as kernels see them: addresses and strides, rows of contiguous floats."""
+"""Rows of tensors, as kernels see them: addresses and strides in bytes, each row contiguous floats.
+
+Kernels copy the part of a row that they work on, a vector wide, to and from scratch memory. Reading
+along a scan order, padding and channels that do not fill a vector are dealt with here alone.
+"""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .jit import inline
+from .jit import function, inline
 from .vectors import (
     LANES,
     VECTOR_BYTES,
     lane,
     load_float,
+    load_int,
     load_vector,
     splat,
+    stay_a_function,
     store_float,
     store_vector,
     with_lane,
@@ -20,7 +26,7 @@ from .vectors import (
 
 
 class Rows(NamedTuple):
-    """The rows [b, k, t] of a tensor [B, K, T, *]: where the first is and the way to the next, in bytes.
+    """The rows [b, k, t] of a tensor [B, K, T, *]: where the first is, and the way to the next.
 
     Attributes:
         base: Address of the first row; 0 for a tensor that is not there.
@@ -54,8 +60,8 @@ def rows(x: Tensor | None, axes: str = "bkt") -> Rows:
     return Rows(x.data_ptr(), strides.get("b", 0), strides.get("k", 0), strides.get("t", 0))
 
 
-def index_address(index: Tensor | None) -> tuple[Tensor | None, int]:
-    """An index as contiguous int32 and its address, 0 for none."""
+def int32_index(index: Tensor | None) -> tuple[Tensor | None, int]:
+    """An index as contiguous int32, and its address; 0 for none."""
     if index is None:
         return None, 0
     index = index.to(torch.int32).contiguous()
@@ -69,9 +75,15 @@ def row(x, b, k, t):
 
 
 @inline
+def token_at(tokens, step):
+    """The token that a step reads; negative for padding. `tokens` 0 reads them as they stand."""
+    return load_int(tokens + 4 * step) if tokens else step
+
+
+@inline
 def load(address, lanes):
-    """A vector, or the first `lanes` numbers of one and zeros."""
-    if lanes >= LANES:
+    """The first `lanes` numbers of a vector, zeros in the others."""
+    if lanes == LANES:
         return load_vector(address)
     x = splat(0.0)
     for i in range(lanes):
@@ -81,18 +93,62 @@ def load(address, lanes):
 
 @inline
 def store(address, x, lanes):
-    """Writes a vector, or its first `lanes` numbers."""
-    if lanes >= LANES:
+    """Writes the first `lanes` numbers of a vector."""
+    if lanes == LANES:
         store_vector(address, x)
     else:
         for i in range(lanes):
             store_float(address + 4 * i, lane(x, i))
 
 
+@function
+def gather(source, step_bytes, tokens, first, count, lanes, to, to_bytes):
+    """Copies `count` rows, from step `first` on, to scratch memory; zeros for padding."""
+    stay_a_function()
+    for step in range(count):
+        token = token_at(tokens, first + step)
+        x = splat(0.0)
+        if token >= 0:
+            x = load(source + token * step_bytes, lanes)
+        store_vector(to + step * to_bytes, x)
+
+
+@function
+def scatter(source, source_bytes, to, step_bytes, tokens, first, count, lanes, add):
+    """The inverse of `gather`, padding dropped; with `add`, added to what stands there."""
+    stay_a_function()
+    for step in range(count):
+        token = token_at(tokens, first + step)
+        if token >= 0:
+            address = to + token * step_bytes
+            x = load_vector(source + step * source_bytes)
+            if add:
+                x = x + load(address, lanes)
+            store(address, x, lanes)
+
+
 @inline
-def add_to(address, x, lanes):
-    """Adds a vector, or its first `lanes` numbers, to what stands there."""
-    store(address, load(address, lanes) + x, lanes)
+def gather_wide(source, step_bytes, tokens, first, count, width, to):
+    """`gather` of rows of any width, each filled with zeros to whole vectors."""
+    to_bytes = whole_vectors(width) * VECTOR_BYTES
+    for i in range(whole_vectors(width)):
+        at, lanes = i * VECTOR_BYTES, min(LANES, width - i * LANES)
+        gather(source + at, step_bytes, tokens, first, count, lanes, to + at, to_bytes)
+
+
+@inline
+def scatter_wide(source, to, step_bytes, tokens, first, count, width):
+    """The inverse of `gather_wide`."""
+    source_bytes = whole_vectors(width) * VECTOR_BYTES
+    for i in range(whole_vectors(width)):
+        at, lanes = i * VECTOR_BYTES, min(LANES, width - i * LANES)
+        scatter(source + at, source_bytes, to + at, step_bytes, tokens, first, count, lanes, 0)
+
+
+@inline
+def whole_vectors(width):
+    """Vectors that hold `width` numbers."""
+    return (width + LANES - 1) // LANES
 
 
 @inline

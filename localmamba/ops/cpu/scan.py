@@ -4,13 +4,13 @@ import torch
 
 from ..backends import CHUNK
 from ..reference_backend import scan_backward as reference_backward
-from .rows import floats, index_address, rows
-from .scan_kernels import BLOCK, scan_forward_kernel
+from .rows import floats, int32_index, rows
+from .scan_kernels import BLOCK, forward_scratch, scan_forward_kernel
 from .threads import run
 from .vectors import LANES
 
-_EXP_COST = 16
-"""Vector operations per state and step, forward."""
+_FORWARD_COST = 16
+"""Vector operations for each state and step."""
 
 
 def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
@@ -22,16 +22,17 @@ def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
     kept = torch.empty(batch, directions, chunks, states, channels)
     inputs = [floats(x) for x in (u, dt, A, B, C, D, z, dt_bias)]
     axes = ("bt" if grid_order else "bkt", "bkt", "kt", "bkt", "bkt", "k", "bt", "k")
-    index, address = index_address(index)
-    tasks = batch * directions * ((channels + BLOCK - 1) // BLOCK)
+    index, address = int32_index(index)
+    tasks = batch * directions * -(-channels // (BLOCK * LANES))
     run(
         scan_forward_kernel,
         tasks,
-        tasks * (BLOCK // LANES) * steps * states * _EXP_COST,
-        3 * states * LANES,
-        (steps, states, int(grid_order), int(softplus)),
+        tasks * BLOCK * steps * states * _FORWARD_COST,
+        forward_scratch(states),
         directions,
         channels,
+        steps,
+        (states, int(grid_order), int(softplus)),
         *(rows(x, a) for x, a in zip(inputs, axes, strict=True)),
         address,
         rows(y),

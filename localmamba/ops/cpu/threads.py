@@ -1,22 +1,22 @@
 """Shares a kernel's tasks among threads.
 
-Plain threads, not Numba's `prange`: its OpenMP team competes with PyTorch's for the cores and dies in a
-forked child, its own team dies when two Python threads call it at once.
+Plain threads, not Numba's `prange`: its OpenMP team competes with PyTorch's for the cores and dies in
+a forked child, its own team dies when two Python threads call it at once.
 """
 
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 
 import torch
 
 _WORTH_SHARING = 200_000
-"""Vector operations below which waking a thread costs more than it saves (about 30 microseconds)."""
+"""Vector operations below which waking a thread costs more than it saves."""
 
 
-@lru_cache(maxsize=None)
-def _pool(process: int) -> ThreadPoolExecutor:  # noqa: ARG001 - a forked child has no threads
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=256, thread_name_prefix="localmamba")
 
 
@@ -24,8 +24,8 @@ def run(kernel: Callable, tasks: int, operations: int, scratch: int, *arguments)
     """Calls a kernel until all its tasks are done, on up to `torch.get_num_threads()` threads.
 
     Args:
-        kernel: Takes the address of a counter from which to draw tasks, their number, the address of
-            scratch memory of its own, and `arguments`.
+        kernel: Takes the address of a counter from which to draw tasks, their number, the address
+            of scratch memory of its own, and `arguments`.
         tasks: Their number; no two of them write to the same place.
         operations: How much work they are together, in vector operations.
         scratch: Floats of scratch memory for each thread.

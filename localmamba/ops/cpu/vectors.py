@@ -1,14 +1,15 @@
 """Sixteen float32 values as one value inside Numba functions.
 
 Numba leaves vector instructions to LLVM's loop vectoriser, which gives up on the scan's loops (many
-arrays that might overlap, sums kept across an outer loop). Here a vector is a type of its own, as wide
-as an AVX-512 register; LLVM splits it where registers are narrower. Addresses are plain integers.
+arrays that might overlap, sums kept across an outer loop). Here a vector is a type of its own, as
+wide as an AVX-512 register; LLVM splits it where registers are narrower. Addresses are integers.
 """
 
 import operator
 
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 16
@@ -50,8 +51,8 @@ def _load(builder, address, kind):
 
 def _loader(numba_type, kind):
     @intrinsic
-    def load_value(typing_context, address):  # noqa: ARG001
-        def generate(context, builder, signature, arguments):  # noqa: ARG001
+    def load_value(typing_context, address):
+        def generate(context, builder, signature, arguments):
             return _load(builder, arguments[0], kind)
 
         return numba_type(types.intp), generate
@@ -61,8 +62,8 @@ def _loader(numba_type, kind):
 
 def _storer(numba_type, kind):
     @intrinsic
-    def store_value(typing_context, address, value):  # noqa: ARG001
-        def generate(context, builder, signature, arguments):  # noqa: ARG001
+    def store_value(typing_context, address, value):
+        def generate(context, builder, signature, arguments):
             builder.store(arguments[1], _pointer(builder, arguments[0], kind)).align = 4
             return context.get_dummy_value()
 
@@ -79,7 +80,7 @@ store_float = _storer(types.float32, ir.FloatType())
 
 
 @intrinsic
-def splat(typing_context, value):  # noqa: ARG001
+def splat(typing_context, value):
     """A vector of one repeated number."""
 
     def generate(context, builder, signature, arguments):
@@ -92,20 +93,20 @@ def splat(typing_context, value):  # noqa: ARG001
 
 
 @intrinsic
-def lane(typing_context, vector, position):  # noqa: ARG001
+def lane(typing_context, vector, position):
     """One number of a vector."""
 
-    def generate(context, builder, signature, arguments):  # noqa: ARG001
+    def generate(context, builder, signature, arguments):
         return builder.extract_element(*arguments)
 
     return types.float32(vector_type, types.intp), generate
 
 
 @intrinsic
-def with_lane(typing_context, vector, position, value):  # noqa: ARG001
+def with_lane(typing_context, vector, position, value):
     """The vector with one number replaced."""
 
-    def generate(context, builder, signature, arguments):  # noqa: ARG001
+    def generate(context, builder, signature, arguments):
         vector, position, value = arguments
         return builder.insert_element(vector, value, position)
 
@@ -113,22 +114,48 @@ def with_lane(typing_context, vector, position, value):  # noqa: ARG001
 
 
 @intrinsic
-def total(typing_context, vector):  # noqa: ARG001
+def total(typing_context, vector):
     """The sum of a vector's numbers, in a fixed order."""
 
-    def generate(context, builder, signature, arguments):  # noqa: ARG001
+    def generate(context, builder, signature, arguments):
         kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS])
-        reduce = builder.module.declare_intrinsic("llvm.vector.reduce.fadd", [_FLOATS], kind)
+        name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+        reduce = get_or_insert_function(builder.module, kind, name)
         zero = ir.Constant(ir.FloatType(), 0.0)
         return builder.call(reduce, [zero, arguments[0]], fastmath=("reassoc",))
 
     return types.float32(vector_type), generate
 
 
+@intrinsic
+def row_totals(typing_context, address):
+    """The totals of `LANES` vectors that stand one after another, as one vector."""
+
+    def add_pair(builder, x, y, bit):
+        # Lanes with `bit` clear continue x, the others y; each lane takes in its partner's number.
+        keep = [lane + (LANES if lane & bit else 0) for lane in range(LANES)]
+        move = [(lane ^ bit) + (LANES if lane & bit else 0) for lane in range(LANES)]
+        kept, moved = (
+            builder.shuffle_vector(x, y, ir.Constant(_INTS, lanes)) for lanes in (keep, move)
+        )
+        return builder.fadd(kept, moved)
+
+    def generate(context, builder, signature, arguments):
+        offsets = [ir.Constant(ir.IntType(64), i * VECTOR_BYTES) for i in range(LANES)]
+        sums = [_load(builder, builder.add(arguments[0], at), _FLOATS) for at in offsets]
+        bit = 1
+        while len(sums) > 1:
+            sums = [add_pair(builder, *sums[i : i + 2], bit) for i in range(0, len(sums), 2)]
+            bit *= 2
+        return sums[0]
+
+    return vector_type(types.intp), generate
+
+
 def _choice(comparison):
     @intrinsic
-    def choose(typing_context, x, bound):  # noqa: ARG001
-        def generate(context, builder, signature, arguments):  # noqa: ARG001
+    def choose(typing_context, x, bound):
+        def generate(context, builder, signature, arguments):
             x, bound = arguments
             beyond = builder.fcmp_ordered(comparison, x, bound)
             return builder.select(beyond, bound, x)
@@ -146,10 +173,33 @@ at_most = _choice(">")
 
 
 @intrinsic
-def exponent_bits(typing_context, x):  # noqa: ARG001
+def all_below(typing_context, x, bound):
+    """Whether every number of x is below the bound's; a NaN is not."""
+
+    def generate(context, builder, signature, arguments):
+        below = builder.bitcast(builder.fcmp_ordered("<", *arguments), ir.IntType(LANES))
+        return builder.icmp_unsigned("==", below, ir.Constant(below.type, 2**LANES - 1))
+
+    return types.boolean(vector_type, vector_type), generate
+
+
+@intrinsic
+def fma(typing_context, x, y, z):
+    """x y + z, rounded once where the processor can."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+        multiply_add = get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
+        return builder.call(multiply_add, arguments)
+
+    return vector_type(vector_type, vector_type, vector_type), generate
+
+
+@intrinsic
+def exponent_bits(typing_context, x):
     """The float whose exponent field is the low 8 bits of x, read as an integer."""
 
-    def generate(context, builder, signature, arguments):  # noqa: ARG001
+    def generate(context, builder, signature, arguments):
         bits = builder.bitcast(arguments[0], _INTS)
         shifted = builder.shl(bits, ir.Constant(_INTS, [23] * LANES))
         return builder.bitcast(shifted, _FLOATS)
@@ -158,10 +208,25 @@ def exponent_bits(typing_context, x):  # noqa: ARG001
 
 
 @intrinsic
-def draw(typing_context, counter):  # noqa: ARG001
+def stay_a_function(typing_context):
+    """Keeps LLVM from inlining the function that calls this.
+
+    A kernel's innermost loops need nearly all registers for their constants, which they get only in
+    a function of their own.
+    """
+
+    def generate(context, builder, signature, arguments):
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def draw(typing_context, counter):
     """Reads the integer at an address and adds one to it, as one step among all threads."""
 
-    def generate(context, builder, signature, arguments):  # noqa: ARG001
+    def generate(context, builder, signature, arguments):
         pointer = _pointer(builder, arguments[0], ir.IntType(64))
         return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
 
@@ -170,8 +235,8 @@ def draw(typing_context, counter):  # noqa: ARG001
 
 def _operation(name):
     @intrinsic
-    def operate(typing_context, x, y):  # noqa: ARG001
-        def generate(context, builder, signature, arguments):  # noqa: ARG001
+    def operate(typing_context, x, y):
+        def generate(context, builder, signature, arguments):
             return getattr(builder, name)(*arguments, flags=_CONTRACT)
 
         return vector_type(vector_type, vector_type), generate
