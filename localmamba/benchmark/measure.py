@@ -29,7 +29,8 @@ class Workload:
     def __init__(self, setting: Setting) -> None:
         torch.manual_seed(0)
         self.setting = setting
-        self.model = create_model(setting.model, setting.size).to(setting.device)
+        with torch.device(setting.device):
+            self.model = create_model(setting.model, setting.size)
         self.model.train(setting.mode == "training")
         shape = (setting.batch, 3, setting.size, setting.size)
         self.images = torch.randn(shape, device=setting.device)
