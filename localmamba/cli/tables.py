@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from localmamba.complexity import abstract_model, count_multiply_adds, count_parameters
+from localmamba.layers import LocalVimBlock, LocalVMambaBlock
 from localmamba.models import LocalVim, LocalVMamba
 
 
@@ -152,18 +153,21 @@ def _empty_table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> T
 
 def describe_layout(model: LocalVim | LocalVMamba) -> tuple[str, str]:
     """Widths and blocks, by stage where there are stages."""
-    if isinstance(model, LocalVim):
-        return str(model.embed_dim), str(len(model.blocks))
-    widths = " ".join(str(stage["num_chs"]) for stage in model.feature_info)
-    return widths, " ".join(str(len(stage.blocks)) for stage in model.stages)
+    stages = list(model.stages) if isinstance(model, LocalVMamba) else [model]
+    widths = dict.fromkeys(str(feature["num_chs"]) for feature in model.feature_info)
+    blocks = (
+        sum(isinstance(m, LocalVimBlock | LocalVMambaBlock) for m in stage.modules())
+        for stage in stages
+    )
+    return " ".join(widths), " ".join(map(str, blocks))
 
 
 def _table_1(counted: dict[PaperRow, Counts]) -> Table:
     table = _empty_table("Table 1: variants", ("model", "widths", "blocks"), FIGURES)
-    for row, counts in counted.items():
-        if row.name in TABLE_1:
-            widths, blocks = describe_layout(abstract_model(row.model))
-            table.add_row(row.name, widths, blocks, *_figures(row, counts))
+    for row in (row for row in PAPER if row.name in TABLE_1):
+        model = abstract_model(row.model)
+        if isinstance(model, LocalVim | LocalVMamba):
+            table.add_row(row.name, *describe_layout(model), *_figures(row, counted[row]))
     return table
 
 
