@@ -5,15 +5,25 @@ Importing this package registers its models in timm: `timm.create_model("localvi
 
 from . import layers, models, ops
 from .layers import SS2D, LocalVimMixer, SCAttn
-from .models import LocalVim, LocalVMamba, searched_directions
+from .models import (
+    DenseBackbone,
+    LocalVim,
+    LocalVMamba,
+    create_backbone,
+    load_released,
+    searched_directions,
+)
 
 __all__ = [
     "SS2D",
+    "DenseBackbone",
     "LocalVMamba",
     "LocalVim",
     "LocalVimMixer",
     "SCAttn",
+    "create_backbone",
     "layers",
+    "load_released",
     "models",
     "ops",
     "searched_directions",

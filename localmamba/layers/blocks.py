@@ -1,6 +1,7 @@
 """A mixer with its norm, residual and stochastic depth."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 from .local_vim_mixer import LocalVimMixer
 from .norm import RMSNorm
 from .position import rotate
+from .precision import at_least_float32
 from .ss2d import SS2D
+
+torch.fx.wrap("at_least_float32")
 
 
 class LocalVimBlock(nn.Module):
@@ -46,7 +50,7 @@ class LocalVimBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.drop_path = DropPath(drop_path)
         self.norm = RMSNorm(dim, **dd)
         self.mixer = LocalVimMixer(
@@ -75,7 +79,7 @@ class LocalVimBlock(nn.Module):
         Returns:
             The mixer's output and the stream that it is to be added to, both [B, L, C].
         """
-        stream = hidden if hidden.dtype == torch.float64 else hidden.float()
+        stream = at_least_float32(hidden)
         if residual is not None:
             stream = residual + self.drop_path(stream)
         if cos is not None and sin is not None:
@@ -112,8 +116,8 @@ class LocalVMambaBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.norm = nn.LayerNorm(dim, eps=1e-6, **dd)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.norm = nn.LayerNorm(dim, **dd)
         self.mixer = SS2D(dim, directions, scattn, search, expand, d_state, **dd)
         self.drop_path = DropPath(drop_path)
 

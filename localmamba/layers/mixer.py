@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ class DirectionalMixer(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = int(expand * dim)
         self.dim = dim
         self.inner_dim = self.passed_dim = inner
@@ -128,7 +129,7 @@ class DirectionalMixer(nn.Module):
         if self.alpha is None or self.inner_dim % share:
             raise ValueError(f"only a supernet's {self.inner_dim} channels divide by {share}")
         old, attn = self.branches, self.attn
-        dd = {"device": old.D.device, "dtype": old.D.dtype}
+        dd: dict[str, Any] = {"device": old.D.device, "dtype": old.D.dtype}
         taps = 0 if old.conv_weight is None else old.conv_weight.shape[2]
         self.passed_dim = passed = self.inner_dim // share
         self.branches = S6Branches(
@@ -151,7 +152,7 @@ class DirectionalMixer(nn.Module):
         """What the branches that ran are added with, [K]; None where they are simply added."""
         if weights is not None:
             return weights
-        alpha = self.alpha
+        alpha: Tensor | None = self.alpha
         if alpha is None:
             return None
         if branches is not None:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .precision import at_least_float32
+
 torch.fx.wrap("resize_table")
 
 
@@ -26,19 +28,22 @@ def resize_table(
     Returns:
         [1, height * width (+ 1), C]; the table itself if the grid is the same.
     """
-    if grid[0] == height and grid[1] == width:
+    # Not asked of symbolic sizes: an exported program must not be tied to this one.
+    known = torch.jit.is_scripting() or isinstance(height, int)
+    if known and grid[0] == height and grid[1] == width:
         return table
+    middle, new = grid[0] * grid[1] // 2, height * width // 2
+    tokens = table
     if class_token:
-        middle = grid[0] * grid[1] // 2
         tokens = torch.cat((table[:, :middle], table[:, middle + 1 :]), dim=1)
-        tokens = resize_table(tokens, grid, height, width)
-        new = height * width // 2
-        return torch.cat((tokens[:, :new], table[:, middle : middle + 1], tokens[:, new:]), dim=1)
-    image = table.reshape(1, grid[0], grid[1], -1).permute(0, 3, 1, 2)
-    if image.dtype != torch.float64:
-        image = image.float()
-    image = F.interpolate(image, size=(height, width), mode="bicubic", align_corners=False)
-    return image.flatten(2).transpose(1, 2).to(table.dtype)
+    image = tokens.reshape(1, grid[0], grid[1], -1).permute(0, 3, 1, 2)
+    image = F.interpolate(
+        at_least_float32(image), size=(height, width), mode="bicubic", align_corners=False
+    )
+    out = image.flatten(2).transpose(1, 2).to(table.dtype)
+    if class_token:
+        out = torch.cat((out[:, :new], table[:, middle : middle + 1], out[:, new:]), dim=1)
+    return out
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -74,6 +79,9 @@ class AxialRotary(nn.Module):
     Raises:
         ValueError: If C is not a multiple of 4.
     """
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(
         self,

@@ -1,14 +1,17 @@
 """The parameters of a block's S6 branches, stacked over directions."""
 
 import math
+from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ..ops import s6_branches
+from .precision import at_least_float32
 
 torch.fx.wrap("s6_branches")
+torch.fx.wrap("at_least_float32")
 
 DT_RANGE = (1e-3, 1e-1)
 """Step sizes at initialisation, after softplus: log-uniform between these."""
@@ -52,7 +55,7 @@ class S6Branches(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         k = num_branches
         self.num_branches = num_branches
         self.x_proj = nn.Parameter(torch.empty(k, dt_rank + 2 * d_state, dim, **dd))
@@ -60,11 +63,9 @@ class S6Branches(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(k, dim, **dd))
         self.A_log = nn.Parameter(torch.empty(k, dim, d_state, **dd))
         self.D = nn.Parameter(torch.empty(k, dim, **dd))
-        if conv_width > 0:
-            self.conv_weight = nn.Parameter(torch.empty(k, dim, conv_width, **dd))
-            self.conv_bias = nn.Parameter(torch.empty(k, dim, **dd))
-        else:
-            self.conv_weight = self.conv_bias = None
+        weight, bias = torch.empty(k, dim, conv_width, **dd), torch.empty(k, dim, **dd)
+        self.conv_weight = nn.Parameter(weight) if conv_width > 0 else None
+        self.conv_bias = nn.Parameter(bias) if conv_width > 0 else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -78,7 +79,7 @@ class S6Branches(nn.Module):
         states = torch.arange(1, self.A_log.shape[2] + 1, device=self.A_log.device)
         self.A_log.copy_(states.log())
         nn.init.ones_(self.D)
-        if self.conv_weight is not None:
+        if self.conv_weight is not None and self.conv_bias is not None:
             bound = self.conv_weight.shape[2] ** -0.5
             nn.init.uniform_(self.conv_weight, -bound, bound)
             nn.init.uniform_(self.conv_bias, -bound, bound)
@@ -99,14 +100,21 @@ class S6Branches(nn.Module):
         Returns:
             [B, K, L, D] in grid order, K the number of branches that ran.
         """
-        x_proj, dt_weight, dt_bias = self.x_proj, self.dt_weight, self.dt_bias
-        a_log, skip, conv_weight, conv_bias = self.A_log, self.D, self.conv_weight, self.conv_bias
-        if branches is not None:
-            chosen = torch.tensor(branches, device=x.device)
-            x_proj, dt_weight, dt_bias = x_proj[chosen], dt_weight[chosen], dt_bias[chosen]
-            a_log, skip = a_log[chosen], skip[chosen]
-            if conv_weight is not None and conv_bias is not None:
-                conv_weight, conv_bias = conv_weight[chosen], conv_bias[chosen]
-        # exp in half precision would round the decay of slow states to 1.
-        A = -torch.exp(a_log if a_log.dtype == torch.float64 else a_log.float())
-        return s6_branches(x, x_proj, dt_weight, dt_bias, A, skip, index, conv_weight, conv_bias)
+        chosen = None if branches is None else torch.tensor(branches, device=x.device)
+        # In half precision, the decay of slow states would round to 1.
+        A = -torch.exp(at_least_float32(_pick(self.A_log, chosen)))
+        return s6_branches(
+            x,
+            _pick(self.x_proj, chosen),
+            _pick(self.dt_weight, chosen),
+            _pick(self.dt_bias, chosen),
+            A,
+            _pick(self.D, chosen),
+            index,
+            None if self.conv_weight is None else _pick(self.conv_weight, chosen),
+            None if self.conv_bias is None else _pick(self.conv_bias, chosen),
+        )
+
+
+def _pick(parameter: Tensor, branches: Tensor | None) -> Tensor:
+    return parameter if branches is None else parameter[branches]

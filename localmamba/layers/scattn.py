@@ -1,5 +1,7 @@
 """SCAttn: how much each channel and each token of a direction counts (paper section 4.1)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
@@ -49,16 +51,14 @@ class SCAttn(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"scattn must be one of {', '.join(KINDS)} or None, got {kind!r}")
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         reduced = max(dim // reduction, 1)
         self.norm = nn.LayerNorm(dim, **dd)
         self.global_reduce = nn.Linear(dim, reduced, **dd)
         self.channel_select = nn.Linear(reduced, dim, **dd)
-        if kind == "channel+spatial":
-            self.local_reduce = nn.Linear(dim, reduced, **dd)
-            self.spatial_select = nn.Linear(2 * reduced, 1, **dd)
-        else:
-            self.local_reduce = self.spatial_select = None
+        spatial = kind == "channel+spatial"
+        self.local_reduce = nn.Linear(dim, reduced, **dd) if spatial else None
+        self.spatial_select = nn.Linear(2 * reduced, 1, **dd) if spatial else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

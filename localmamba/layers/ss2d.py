@@ -1,6 +1,7 @@
 """LocalVMamba's mixer, VMamba's SS2D with any directions (paper section 4.1, figure 3b)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ class SS2D(DirectionalMixer):
         super().__init__(
             dim, directions, scattn, search, expand, d_state, dt_rank, 0, device, dtype
         )
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = self.inner_dim
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, **dd)
         self.norm = nn.LayerNorm(inner, **dd)

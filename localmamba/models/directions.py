@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ..ops import check_directions
 
@@ -33,7 +34,7 @@ def searched_directions(name: str) -> list[list[str]]:
     return [list(row) for row in tables[name]]
 
 
-def _read(path: str | os.PathLike) -> object:
+def _read(path: str | os.PathLike) -> list[Any]:
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
@@ -60,9 +61,9 @@ def resolve_directions(directions: DirectionTable, num_blocks: int) -> list[list
     Raises:
         ValueError: If the file cannot be read, the table has another length, or a name is unknown.
     """
-    if isinstance(directions, (str, os.PathLike)):
-        directions = _read(directions)
-    rows = list(directions)
+    rows: list[Any] = (
+        _read(directions) if isinstance(directions, (str, os.PathLike)) else list(directions)
+    )
     if rows and all(isinstance(row, str) for row in rows):
         rows = [rows] * num_blocks
     if any(isinstance(row, str) or not isinstance(row, Sequence) for row in rows):

@@ -1,18 +1,20 @@
 """LocalVMamba: the hierarchical models (paper section 4.3, tables 1 and 2), and VMamba before it.
 
-Source: LocalMamba, https://arxiv.org/abs/2403.09338; its release https://github.com/hunto/LocalMamba.
+Source: LocalMamba, https://arxiv.org/abs/2403.09338, and github.com/hunto/LocalMamba.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from timm.layers import ClassifierHead, PatchEmbed, calculate_drop_path_rates, trunc_normal_
+from timm.layers import ClassifierHead, PatchEmbed, trunc_normal_
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..layers import LocalVMambaBlock, PatchMerging
 from .directions import LOCAL, DirectionTable, resolve_directions
+from .interface import undecayed
 
 
 class Stage(nn.Module):
@@ -37,7 +39,7 @@ class Stage(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.downsample = PatchMerging(in_dim, dim, **dd) if downsample else nn.Identity()
         self.blocks = nn.Sequential(*blocks)
         self.grad_checkpointing = False
@@ -104,7 +106,7 @@ class LocalVMamba(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if len(embed_dims) != len(depths):
             raise ValueError(f"{len(embed_dims)} widths for {len(depths)} stages")
         table = iter(resolve_directions(directions, sum(depths)))
@@ -115,8 +117,8 @@ class LocalVMamba(nn.Module):
             img_size, patch_size, in_chans, embed_dims[0], norm_layer=nn.LayerNorm, flatten=False,
             output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True, **dd,
         )  # fmt: skip
-        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
-        self.feature_info = []
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        self.feature_info: list[dict[str, Any]] = []
         stages = []
         for i, (dim, depth) in enumerate(zip(embed_dims, depths, strict=True)):
             blocks = [
@@ -131,7 +133,7 @@ class LocalVMamba(nn.Module):
                 {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
             )
         self.stages = nn.Sequential(*stages)
-        self.norm = nn.LayerNorm(self.num_features, **dd)
+        self.norm: nn.Module = nn.LayerNorm(self.num_features, **dd)
         self.head = ClassifierHead(
             self.num_features, num_classes, global_pool, drop_rate, input_fmt="NHWC", **dd
         )
@@ -149,8 +151,7 @@ class LocalVMamba(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone (biases are the recipe's)."""
-        kept = ("A_log", "D", "dt_bias", "alpha")
-        return {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in kept}
+        return undecayed(self)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:
@@ -169,8 +170,9 @@ class LocalVMamba(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether the backward pass runs blocks again instead of keeping what they compute."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
+        for stage in self.stages.children():
+            if isinstance(stage, Stage):
+                stage.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -222,22 +224,32 @@ class LocalVMamba(nn.Module):
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"output_fmt must be NCHW or NHWC, got {output_fmt!r}")
         take, last = feature_take_indices(len(self.stages), indices)
-        final = len(self.feature_info) - 1
-        x = self.patch_embed(x)
+        stop = last + 1 if stop_early else len(self.stages)
+        x, taken = self._run_stages(x, take, stop)
         intermediates: list[Tensor] = []
-        stages = self.stages
-        if stop_early and not torch.jit.is_scripting():
-            stages = stages[: last + 1]
-        for i, stage in enumerate(stages):
-            x = stage(x)
-            if i in take:
-                feature = self.norm(x) if norm and i == final else x
-                if output_fmt == "NCHW":
-                    feature = feature.permute(0, 3, 1, 2).contiguous()
-                intermediates.append(feature)
+        for i, feature in zip(take, taken):  # noqa: B905 - TorchScript knows no strict
+            if norm and i == len(self.feature_info) - 1:
+                feature = self.norm(feature)
+            if output_fmt == "NCHW":
+                feature = feature.permute(0, 3, 1, 2).contiguous()
+            intermediates.append(feature)
         if intermediates_only:
             return intermediates
-        return self.norm(x) if i == final else x, intermediates
+        return self.norm(x) if stop == len(self.feature_info) else x, intermediates
+
+    def forward_stages(self, x: Tensor, indices: list[int]) -> list[Tensor]:
+        """Images [B, channels, height, width] -> maps [B, H, W, C] of chosen stages."""
+        return self._run_stages(x, indices, len(self.stages))[1]
+
+    def _run_stages(self, x: Tensor, take: list[int], stop: int) -> tuple[Tensor, list[Tensor]]:
+        x = self.patch_embed(x)
+        taken: list[Tensor] = []
+        for i, stage in enumerate(self.stages):
+            if i < stop:
+                x = stage(x)
+                if i in take:
+                    taken.append(x)
+        return x, taken
 
     def prune_intermediate_layers(
         self,

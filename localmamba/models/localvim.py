@@ -24,7 +24,7 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-DEMO = {"img_size": 8, "patch_size": 1, "depth": 4, "drop_path_rate": 0.0}
+DEMO: dict[str, Any] = {"img_size": 8, "patch_size": 1, "depth": 4, "drop_path_rate": 0.0}
 
 
 @register_model

@@ -9,7 +9,7 @@ from .directions import LOCAL, searched_directions
 from .hierarchical import LocalVMamba
 from .registry import RELEASE, create_hierarchical, pretrained_cfg
 
-HEAD = {"classifier": "head.fc", "pool_size": (7, 7)}
+HEAD: dict[str, Any] = {"classifier": "head.fc", "pool_size": (7, 7)}
 
 default_cfgs = generate_default_cfgs(
     {
@@ -27,9 +27,13 @@ default_cfgs = generate_default_cfgs(
 )
 
 SMALL = (2, 2, 27, 2)
-SEARCH = {"embed_dims": (32, 64, 128, 256), "directions": CANDIDATES, "search": True}
+SEARCH: dict[str, Any] = {
+    "embed_dims": (32, 64, 128, 256),
+    "directions": CANDIDATES,
+    "search": True,
+}
 SEARCH_DROP_PATH = 0.1
-DEMO = {"patch_size": 2, "depths": (1, 1, 2), "drop_path_rate": 0.0}
+DEMO: dict[str, Any] = {"patch_size": 2, "depths": (1, 1, 2), "drop_path_rate": 0.0}
 
 
 @register_model
@@ -49,14 +53,13 @@ def localvmamba_small(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
 @register_model
 def localvmamba_tiny_search(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
     """The supernet of LocalVMamba-T: widths 32 to 256, all candidates in every block."""
-    arguments = {**SEARCH, "drop_path_rate": SEARCH_DROP_PATH}
-    return create_hierarchical("localvmamba_tiny_search", pretrained, arguments, kwargs)
+    return create_hierarchical("localvmamba_tiny_search", pretrained, SEARCH, kwargs)
 
 
 @register_model
 def localvmamba_small_search(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
     """The supernet of LocalVMamba-S: widths 32 to 256, all candidates in every block."""
-    arguments = {**SEARCH, "depths": SMALL, "drop_path_rate": SEARCH_DROP_PATH}
+    arguments = {**SEARCH, "depths": SMALL}
     return create_hierarchical("localvmamba_small_search", pretrained, arguments, kwargs)
 
 

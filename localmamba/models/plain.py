@@ -1,20 +1,21 @@
 """LocalVim: the plain models (paper section 4.3, tables 1 and 2), and Vim, which they build on.
 
-Source: LocalMamba, https://arxiv.org/abs/2403.09338; its release https://github.com/hunto/LocalMamba.
+Source: LocalMamba, https://arxiv.org/abs/2403.09338, and github.com/hunto/LocalMamba.
 """
 
+from typing import Any
+
 import torch
-from timm.layers import DropPath, PatchEmbed, get_device_dtype, to_2tuple, trunc_normal_
+from timm.layers import DropPath, PatchEmbed, to_2tuple, trunc_normal_
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..layers import AxialRotary, LocalVimBlock, RMSNorm, resize_table
+from ..layers import AxialRotary, LocalVimBlock, LocalVimMixer, RMSNorm, resize_table
 from .directions import LOCAL, DirectionTable, resolve_directions
+from .interface import check_pool, linear_head, undecayed
 
 torch.fx.wrap("resize_table")
-
-POOLS = ("avg", "token", "")
 
 
 class LocalVim(nn.Module):
@@ -71,65 +72,57 @@ class LocalVim(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         table = resolve_directions(directions, depth)
-        _check_pool(global_pool, class_token)
+        check_pool(global_pool, class_token)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.global_pool = global_pool
         self.grad_checkpointing = False
-        self.feature_info = [
-            {"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"}
-            for i in range(depth)
+        levels = [f"blocks.{i}" for i in range(depth)]
+        self.feature_info: list[dict[str, Any]] = [
+            {"num_chs": embed_dim, "reduction": patch_size, "module": name} for name in levels
         ]
         self.patch_embed = PatchEmbed(
             img_size, patch_size, in_chans, embed_dim, flatten=False, strict_img_size=False,
             dynamic_img_pad=True, **dd,
         )  # fmt: skip
-        self.grid = self._grid(img_size)
+        self.grid = self.patch_embed.dynamic_feat_size(to_2tuple(img_size))
         tokens = self.grid[0] * self.grid[1] + int(class_token)
-        self.cls_token = None
-        if class_token:
-            self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd))
+        token = torch.empty(1, 1, embed_dim, **dd)
+        self.cls_token = nn.Parameter(token) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim, **dd))
         self.rope = AxialRotary(embed_dim, self.grid, **dd) if rotary else None
         # The rate of a block acts on what the block before it puts out: one step behind the usual.
         rates = [0.0, *torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()]
+        kind = (scattn, search, class_token, merge, expand, d_state)
         self.blocks = nn.ModuleList(
-            LocalVimBlock(
-                embed_dim, row, scattn, search, class_token, merge, expand, d_state, rate, **dd
-            )
+            LocalVimBlock(embed_dim, row, *kind, rate, **dd)
             for row, rate in zip(table, rates, strict=False)
         )
         self.drop_path = DropPath(drop_path_rate)
-        self.norm = RMSNorm(embed_dim, **dd)
+        self.norm: nn.Module = RMSNorm(embed_dim, **dd)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.head = linear_head(embed_dim, num_classes, **dd)
         self.init_weights()
-
-    def _grid(self, img_size: int | tuple[int, int]) -> tuple[int, int]:
-        height, width = self.patch_embed.dynamic_feat_size(to_2tuple(img_size))
-        return int(height), int(width)
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Spec of the release: truncated normal 0.02; out_proj Kaiming uniform over sqrt(depth)."""
+        """Truncated normal 0.02; what joins the residual stream, Kaiming over sqrt(depth)."""
         trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             trunc_normal_(self.cls_token, std=0.02)
-        for block in self.blocks:
-            trunc_normal_(block.mixer.in_proj.weight, std=0.02)
-            nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=5**0.5)
-            block.mixer.out_proj.weight /= len(self.blocks) ** 0.5
-        _init_head(self.head)
+        for module in self.modules():
+            if isinstance(module, LocalVimMixer):
+                trunc_normal_(module.in_proj.weight, std=0.02)
+                nn.init.kaiming_uniform_(module.out_proj.weight, a=5**0.5)
+                module.out_proj.weight /= len(self.blocks) ** 0.5
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay must leave alone (biases are the recipe's)."""
-        names = {"pos_embed", "cls_token"}
-        kept = ("A_log", "D", "dt_bias", "alpha")
-        return names | {n for n, _ in self.named_parameters() if n.rsplit(".", 1)[-1] in kept}
+        return undecayed(self)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict:  # noqa: ARG002 - timm's interface
@@ -152,19 +145,17 @@ class LocalVim(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the head, keeping the pooling unless another is named."""
         if global_pool is not None:
-            _check_pool(global_pool, self.cls_token is not None)
+            check_pool(global_pool, self.cls_token is not None)
             self.global_pool = global_pool
         self.num_classes = num_classes
-        dd = get_device_dtype(self)
-        self.head = nn.Identity()
-        if num_classes > 0:
-            self.head = _init_head(nn.Linear(self.embed_dim, num_classes, **dd))
+        like = self.pos_embed
+        self.head = linear_head(self.embed_dim, num_classes, like.device, like.dtype)
         self.head.train(self.training)
 
     @torch.no_grad()
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Resamples the position tables, in place, to the grid of another image size."""
-        grid = self._grid(img_size)
+        grid = self.patch_embed.dynamic_feat_size(to_2tuple(img_size))
         table = resize_table(self.pos_embed, self.grid, *grid, self.cls_token is not None)
         self.pos_embed = nn.Parameter(table.clone(), self.pos_embed.requires_grad)
         if self.rope is not None:
@@ -186,23 +177,37 @@ class LocalVim(nn.Module):
         cos: Tensor | None = None
         sin: Tensor | None = None
         if self.rope is not None:
-            cos = resize_table(self.rope.cos, self.grid, height, width)
-            sin = resize_table(self.rope.sin, self.grid, height, width)
+            cos, sin = self.rope(self.grid, height, width)
         return x, height, width, cos, sin
+
+    def _run_blocks(
+        self, x: Tensor, take: list[int], stop: int
+    ) -> tuple[Tensor, Tensor | None, list[tuple[Tensor, Tensor]], int, int]:
+        """Runs the blocks before `stop`; keeps what those at `take` put out, and what it joins."""
+        x, height, width, cos, sin = self.embed(x)
+        residual: Tensor | None = None
+        taken: list[tuple[Tensor, Tensor]] = []
+        for i, block in enumerate(self.blocks):
+            if i < stop:
+                if self.grad_checkpointing and not torch.jit.is_scripting():
+                    x, residual = checkpoint(block, x, residual, height, width, cos, sin)
+                else:
+                    x, residual = block(x, residual, height, width, cos, sin)
+                if i in take and residual is not None:
+                    taken.append((x, residual))
+        return x, residual, taken, height, width
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, channels, height, width] -> normalised tokens [B, L, C].
 
         With a class token, L is H * W + 1 and that token stands at H * W // 2.
         """
-        x, height, width, cos, sin = self.embed(x)
-        residual: Tensor | None = None
-        for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, residual = checkpoint(block, x, residual, height, width, cos, sin)
-            else:
-                x, residual = block(x, residual, height, width, cos, sin)
-        return self.norm(_add(residual, self.drop_path(x)))
+        x, residual, _, _, _ = self._run_blocks(x, [], len(self.blocks))
+        return self._final(x, residual)
+
+    def _final(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        x = self.drop_path(x)
+        return self.norm(x if residual is None else residual + x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens [B, L, C] -> logits, or what the head's linear layer reads."""
@@ -238,36 +243,44 @@ class LocalVim(nn.Module):
 
         Returns:
             The list of features, or (tokens of `forward_features`, list).
-
-        Raises:
-            ValueError: If `output_fmt` is another.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt must be NCHW or NLC, got {output_fmt!r}")
         take, last = feature_take_indices(len(self.blocks), indices)
-        x, height, width, cos, sin = self.embed(x)
-        residual: Tensor | None = None
+        stop = last + 1 if stop_early else len(self.blocks)
+        x, residual, taken, height, width = self._run_blocks(x, take, stop)
         intermediates: list[Tensor] = []
-        blocks = self.blocks
-        if stop_early and not torch.jit.is_scripting():
-            blocks = blocks[: last + 1]
-        for i, block in enumerate(blocks):
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x, residual = checkpoint(block, x, residual, height, width, cos, sin)
-            else:
-                x, residual = block(x, residual, height, width, cos, sin)
-            if i in take:
-                stream = _add(residual, x)
-                feature = self.norm(stream) if norm else stream
-                if self.cls_token is not None:
-                    middle = height * width // 2
-                    feature = torch.cat((feature[:, :middle], feature[:, middle + 1 :]), dim=1)
-                if output_fmt == "NCHW":
-                    feature = feature.transpose(1, 2).unflatten(2, (height, width)).contiguous()
-                intermediates.append(feature)
+        for hidden, stream in taken:
+            feature = stream + hidden
+            if norm:
+                feature = self.norm(feature)
+            feature = self._without_class_token(feature, height, width)
+            if output_fmt == "NCHW":
+                feature = feature.transpose(1, 2).unflatten(2, (height, width)).contiguous()
+            intermediates.append(feature)
         if intermediates_only:
             return intermediates
-        return self.norm(_add(residual, self.drop_path(x))), intermediates
+        return self._final(x, residual), intermediates
+
+    def forward_mixers(self, x: Tensor, indices: list[int]) -> tuple[list[Tensor], int, int]:
+        """What the mixers of chosen blocks put out, before it joins the residual stream.
+
+        Args:
+            x: Images [B, channels, height, width].
+            indices: Positions of the blocks, ascending.
+
+        Returns:
+            Tokens [B, H * W, C] of each, a class token left out; H; W.
+        """
+        _, _, taken, height, width = self._run_blocks(x, indices, len(self.blocks))
+        outputs = [self._without_class_token(hidden, height, width) for hidden, _ in taken]
+        return outputs, height, width
+
+    def _without_class_token(self, x: Tensor, height: int, width: int) -> Tensor:
+        if self.cls_token is None:
+            return x
+        middle = height * width // 2
+        return torch.cat((x[:, :middle], x[:, middle + 1 :]), dim=1)
 
     def prune_intermediate_layers(
         self,
@@ -283,22 +296,3 @@ class LocalVim(nn.Module):
         if prune_head:
             self.reset_classifier(0, "")
         return take
-
-
-def _add(residual: Tensor | None, hidden: Tensor) -> Tensor:
-    return hidden if residual is None else residual + hidden
-
-
-def _check_pool(global_pool: str, class_token: bool) -> None:
-    allowed = POOLS if class_token else ("avg", "")
-    if global_pool not in allowed:
-        raise ValueError(
-            f"global_pool must be one of {', '.join(map(repr, allowed))}, got {global_pool!r}"
-        )
-
-
-def _init_head(head: nn.Module) -> nn.Module:
-    if isinstance(head, nn.Linear):
-        trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
-    return head

@@ -72,9 +72,9 @@ def _create(
             **arguments,
         )
     except (URLError, TimeoutError, ConnectionError) as error:
-        url = get_pretrained_cfg(variant).url
+        config = get_pretrained_cfg(variant)
         raise RuntimeError(
-            f"cannot fetch the released weights of {variant} from {url} "
+            f"cannot fetch the released weights of {variant} from {config and config.url} "
             f"({getattr(error, 'reason', error)}); without internet, download the file elsewhere "
             "and pass it to localmamba.load_released"
         ) from error

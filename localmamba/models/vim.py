@@ -11,7 +11,7 @@ from timm.models import generate_default_cfgs, register_model
 from .plain import LocalVim
 from .registry import create_plain, pretrained_cfg
 
-PAPER = {
+PAPER: dict[str, Any] = {
     "paper_ids": "arXiv:2401.09417",
     "paper_name": "Vision Mamba: Efficient Visual Representation Learning with Bidirectional SSM",
     "origin_url": "https://github.com/hustvl/Vim",
@@ -26,7 +26,7 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-VIM = {"depth": 24, "directions": ("h", "h_flip"), "scattn": None}
+VIM: dict[str, Any] = {"depth": 24, "directions": ("h", "h_flip"), "scattn": None}
 MIDCLS = {**VIM, "class_token": True, "global_pool": "token", "rotary": False, "merge": "mean"}
 
 

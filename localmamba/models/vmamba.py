@@ -10,7 +10,7 @@ from timm.models import generate_default_cfgs, register_model
 from .hierarchical import LocalVMamba
 from .registry import create_hierarchical, pretrained_cfg
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "classifier": "head.fc",
     "pool_size": (7, 7),
     "paper_ids": "arXiv:2401.10166",
@@ -26,7 +26,7 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-VMAMBA = {"directions": ("h", "v", "h_flip", "v_flip"), "scattn": None}
+VMAMBA: dict[str, Any] = {"directions": ("h", "v", "h_flip", "v_flip"), "scattn": None}
 DEEP = {**VMAMBA, "depths": (2, 2, 27, 2)}
 
 

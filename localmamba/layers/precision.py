@@ -1,0 +1,9 @@
+"""Where half precision would do harm."""
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in float32; one in float64 stays as it is."""
+    return x if x.dtype == torch.float64 else x.float()
