@@ -101,48 +101,76 @@ def store(address, x, lanes):
             store_float(address + 4 * i, lane(x, i))
 
 
+class Window(NamedTuple):
+    """A chunk of steps, and a vector of channels.
+
+    Attributes:
+        first: The first step.
+        count: Steps.
+        at: Bytes from the start of a row to the first channel.
+        lanes: Channels, at most `LANES`.
+    """
+
+    first: int
+    count: int
+    at: int
+    lanes: int
+
+
 @function
-def gather(source, step_bytes, tokens, first, count, lanes, to, to_bytes):
-    """Copies `count` rows, from step `first` on, to scratch memory; zeros for padding."""
+def _gather(source, step_bytes, tokens, window, to, to_bytes):
     stay_a_function()
-    for step in range(count):
-        token = token_at(tokens, first + step)
+    for step in range(window.count):
+        token = token_at(tokens, window.first + step)
         x = splat(0.0)
         if token >= 0:
-            x = load(source + token * step_bytes, lanes)
+            x = load(source + token * step_bytes, window.lanes)
         store_vector(to + step * to_bytes, x)
 
 
 @function
-def scatter(source, source_bytes, to, step_bytes, tokens, first, count, lanes, add):
-    """The inverse of `gather`, padding dropped; with `add`, added to what stands there."""
+def _scatter(source, source_bytes, to, step_bytes, tokens, window, add):
     stay_a_function()
-    for step in range(count):
-        token = token_at(tokens, first + step)
+    for step in range(window.count):
+        token = token_at(tokens, window.first + step)
         if token >= 0:
             address = to + token * step_bytes
             x = load_vector(source + step * source_bytes)
             if add:
-                x = x + load(address, lanes)
-            store(address, x, lanes)
+                x = x + load(address, window.lanes)
+            store(address, x, window.lanes)
 
 
 @inline
-def gather_wide(source, step_bytes, tokens, first, count, width, to):
-    """`gather` of rows of any width, each filled with zeros to whole vectors."""
-    to_bytes = whole_vectors(width) * VECTOR_BYTES
-    for i in range(whole_vectors(width)):
-        at, lanes = i * VECTOR_BYTES, min(LANES, width - i * LANES)
-        gather(source + at, step_bytes, tokens, first, count, lanes, to + at, to_bytes)
+def take(x, b, k, tokens, window, to, to_bytes):
+    """Copies part of the rows of (b, k) to scratch memory, zeros for padding."""
+    _gather(row(x, b, k, 0) + window.at, x.step, tokens, window, to, to_bytes)
 
 
 @inline
-def scatter_wide(source, to, step_bytes, tokens, first, count, width):
-    """The inverse of `gather_wide`."""
-    source_bytes = whole_vectors(width) * VECTOR_BYTES
-    for i in range(whole_vectors(width)):
-        at, lanes = i * VECTOR_BYTES, min(LANES, width - i * LANES)
-        scatter(source + at, source_bytes, to + at, step_bytes, tokens, first, count, lanes, 0)
+def put(x, b, k, tokens, window, source, source_bytes, add):
+    """The inverse of `take`, padding dropped; with `add`, added to what stands there."""
+    _scatter(source, source_bytes, row(x, b, k, 0) + window.at, x.step, tokens, window, add)
+
+
+@inline
+def take_whole(x, b, k, tokens, first, count, width, to):
+    """`take` of whole rows, each filled with zeros to whole vectors."""
+    wide = whole_vectors(width)
+    for i in range(wide):
+        at = i * VECTOR_BYTES
+        window = Window(first, count, at, min(LANES, width - i * LANES))
+        take(x, b, k, tokens, window, to + at, wide * VECTOR_BYTES)
+
+
+@inline
+def put_whole(x, b, k, tokens, first, count, width, source):
+    """The inverse of `take_whole`."""
+    wide = whole_vectors(width)
+    for i in range(wide):
+        at = i * VECTOR_BYTES
+        window = Window(first, count, at, min(LANES, width - i * LANES))
+        put(x, b, k, tokens, window, source + at, wide * VECTOR_BYTES, 0)
 
 
 @inline

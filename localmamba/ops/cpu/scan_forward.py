@@ -1,8 +1,11 @@
 """The selective scan on vectors of channels, forward. The mathematics stands in ops/README.md.
 
 One task is one image, one direction and a block of channels. It takes the scan chunk by chunk, so
-that all it works on stays in the first-level cache.
+that all it works on stays in the first-level cache. What is used together stands together there:
+two arrays a multiple of 4096 bytes apart would get in each other's way.
 """
+
+from typing import NamedTuple
 
 from ..backends import CHUNK
 from .jit import function, inline, kernel
@@ -14,7 +17,7 @@ from .math import (
     silu,
     softplus,
 )
-from .rows import clear, gather, gather_wide, load, row, scatter, store, whole_vectors
+from .rows import Rows, Window, load, put, row, store, take, take_whole, whole_vectors
 from .vectors import (
     LANES,
     VECTOR_BYTES,
@@ -25,49 +28,80 @@ from .vectors import (
     load_vector,
     splat,
     stay_a_function,
-    store_float,
     store_vector,
+    with_lane,
 )
 
 BLOCK = 4
 """Vectors of channels in a task."""
 
-CHUNK_BYTES = CHUNK * VECTOR_BYTES
+_STEP_BYTES = 2 * VECTOR_BYTES  # u, then y; dt, then z
+_STATE_BYTES = 2 * VECTOR_BYTES  # a decay rate and a state
 
-PAIR_BYTES = 2 * VECTOR_BYTES
-STEP_BYTES = 4 * VECTOR_BYTES
+
+class Inputs(NamedTuple):
+    """The rows of the scan's inputs."""
+
+    u: Rows
+    dt: Rows
+    A: Rows
+    B: Rows
+    C: Rows
+    D: Rows
+    z: Rows
+    bias: Rows
+
+
+class Shape(NamedTuple):
+    """What the kernels know of a scan besides its inputs.
+
+    Attributes:
+        index: Address of the scan orders, int32 [K, P]; 0 without.
+        directions: K.
+        steps: P.
+        channels: D.
+        states: N.
+        grid_order: Whether u, dt, B and C stand in grid order.
+        softplus: Whether step sizes pass through softplus.
+    """
+
+    index: int
+    directions: int
+    steps: int
+    channels: int
+    states: int
+    grid_order: int
+    softplus: int
 
 
 def forward_scratch(states: int) -> int:
-    """Floats of scratch memory: u, dt, z, y, B and C of a chunk, rates and states of a block."""
-    return LANES * (4 * CHUNK + 2 * CHUNK * -(-states // LANES) + 2 * BLOCK * states)
+    """Floats of scratch memory: u, dt, B and C of a chunk, decay rates and states of a block."""
+    return 2 * LANES * (CHUNK + CHUNK * -(-states // LANES) + BLOCK * states)
 
 
 @function
-def load_decay_rates(a_rows, a_step, lanes, states, to):
-    """Writes A of a vector of channels, times log2(e), as states x lanes; zeros beside the lanes.
-
-    The states stand between them, for neighbours do not compete for one place in the cache.
-    """
-    clear(to, 2 * states)
-    for i in range(lanes):
-        for n in range(states):
-            rate = load_float(a_rows + i * a_step + 4 * n) * LOG2E
-            store_float(to + n * PAIR_BYTES + 4 * i, rate)
+def load_decay_rates(A, k, channel, shape, to, to_bytes):
+    """Writes A of a vector of channels, times log2(e), as `states` vectors."""
+    source, lanes = row(A, 0, k, channel), min(LANES, shape.channels - channel)
+    for n in range(shape.states):
+        rate = splat(0.0)
+        for i in range(lanes):
+            rate = with_lane(rate, i, load_float(source + i * A.step + 4 * n))
+        store_vector(to + n * to_bytes, rate * LOG2E)
 
 
 @inline
-def small_step_limit(rates, states):
+def small_step_limit(rates, states, rate_bytes):
     """The step size up to which no exponent is large, as a vector."""
     largest = splat(0.0)
     for n in range(states):
-        largest = at_least(magnitude(load_vector(rates + n * PAIR_BYTES)), largest)
+        largest = at_least(magnitude(load_vector(rates + n * rate_bytes)), largest)
     return splat(126.0) / largest
 
 
 @function
-def step_sizes(dt, count, shift, limit, use_softplus):
-    """Adds the bias to the dt of a chunk and takes the softplus, in place.
+def step_sizes(dt, delta, step_bytes, count, shift, limit, use_softplus):
+    """Adds the bias to the dt of a chunk, and writes the step sizes to `delta`.
 
     Returns:
         Whether all are below the limit.
@@ -75,33 +109,35 @@ def step_sizes(dt, count, shift, limit, use_softplus):
     stay_a_function()
     small = True
     for step in range(count):
-        at = dt + step * STEP_BYTES
-        delta = load_vector(at) + shift
+        at = step * step_bytes
+        size = load_vector(dt + at) + shift
+        store_vector(dt + at, size)
         if use_softplus:
-            delta = softplus(delta)
-        store_vector(at, delta)
-        small = small and all_below(magnitude(delta), limit)
+            size = softplus(size)
+        store_vector(delta + at, size)
+        small = small and all_below(magnitude(size), limit)
     return small
 
 
 def _make_advance(power):
     @function
-    def advance(count, states, u, delta, B, C, skip, rates, y):
-        """Takes the states through a chunk and writes its outputs."""
+    def advance(count, states, values, B, C, skip, own):
+        """Takes the states through a chunk and writes its outputs in the place of u."""
         stay_a_function()
         row_bytes = whole_vectors(states) * VECTOR_BYTES
         for step in range(count):
-            at = step * STEP_BYTES
-            token, size = load_vector(u + at), load_vector(delta + at)
+            at = values + step * _STEP_BYTES
+            token, size = load_vector(at), load_vector(at + VECTOR_BYTES)
             b_row, c_row = B + step * row_bytes, C + step * row_bytes
             drive, out = size * token, skip * token
             for n in range(states):
-                pair = rates + n * PAIR_BYTES
-                decay = power(size, load_vector(pair))
-                h = decay * load_vector(pair + VECTOR_BYTES) + drive * load_float(b_row + 4 * n)
-                store_vector(pair + VECTOR_BYTES, h)
+                rate = own + n * _STATE_BYTES
+                state = rate + VECTOR_BYTES
+                decay = power(size, load_vector(rate))
+                h = decay * load_vector(state) + drive * load_float(b_row + 4 * n)
+                store_vector(state, h)
                 out = out + h * load_float(c_row + 4 * n)
-            store_vector(y + at, out)
+            store_vector(at, out)
 
     return advance
 
@@ -111,89 +147,102 @@ _advance_in_small_steps = _make_advance(exp2_of_small_product)
 
 
 @function
-def _gate(y, z, count):
+def _gate(values, count):
     stay_a_function()
     for step in range(count):
-        at = step * STEP_BYTES
-        store_vector(y + at, load_vector(y + at) * silu(load_vector(z + at)))
+        at = values + step * _STEP_BYTES
+        store_vector(at, load_vector(at) * silu(load_vector(at + VECTOR_BYTES)))
 
 
 @inline
-def load_parameter(x, k, at, lanes):
+def load_parameter(x, k, window):
     """A vector of a parameter [K, D], zeros if it is not there."""
-    return load(row(x, 0, k, 0) + at, lanes) if x.base else splat(0.0)
+    return load(row(x, 0, k, 0) + window.at, window.lanes) if x.base else splat(0.0)
 
 
 @inline
-def _scan_vector(
-    b, k, channel, lanes, first, count, sizes, u, dt, D, z, bias, tokens, y, scratch, B, C, rates
-):
+def _scan_vector(b, k, window, shape, inputs, tokens, y, values, B, C, own):
     """A chunk of one vector of channels."""
-    states, grid_order, use_softplus = sizes
-    at = 4 * channel
-    u_part, delta = scratch, scratch + VECTOR_BYTES
-    z_part, y_part = scratch + 2 * VECTOR_BYTES, scratch + 3 * VECTOR_BYTES
-    sources = tokens if grid_order else 0
-    gather(row(u, b, k, 0) + at, u.step, sources, first, count, lanes, u_part, STEP_BYTES)
-    gather(row(dt, b, k, 0) + at, dt.step, sources, first, count, lanes, delta, STEP_BYTES)
-    shift, skip = load_parameter(bias, k, at, lanes), load_parameter(D, k, at, lanes)
-    limit = small_step_limit(rates, states)
-    if step_sizes(delta, count, shift, limit, use_softplus):
-        _advance_in_small_steps(count, states, u_part, delta, B, C, skip, rates, y_part)
+    delta, count = values + VECTOR_BYTES, window.count
+    sources = tokens if shape.grid_order else 0
+    take(inputs.u, b, k, sources, window, values, _STEP_BYTES)
+    take(inputs.dt, b, k, sources, window, delta, _STEP_BYTES)
+    shift = load_parameter(inputs.bias, k, window)
+    skip = load_parameter(inputs.D, k, window)
+    limit = small_step_limit(own, shape.states, _STATE_BYTES)
+    if step_sizes(delta, delta, _STEP_BYTES, count, shift, limit, shape.softplus):
+        _advance_in_small_steps(count, shape.states, values, B, C, skip, own)
     else:
-        _advance(count, states, u_part, delta, B, C, skip, rates, y_part)
-    if z.base:
-        gather(row(z, b, k, 0) + at, z.step, tokens, first, count, lanes, z_part, STEP_BYTES)
-        _gate(y_part, z_part, count)
-    scatter(y_part, STEP_BYTES, row(y, b, k, 0) + at, y.step, tokens, first, count, lanes, False)
+        _advance(count, shape.states, values, B, C, skip, own)
+    if inputs.z.base:
+        take(inputs.z, b, k, tokens, window, delta, _STEP_BYTES)
+        _gate(values, count)
+    put(y, b, k, tokens, window, values, _STEP_BYTES, 0)
 
 
 @inline
-def _scan_block(
-    b, k, start, channels, steps, sizes, u, dt, A, B, C, D, z, bias, index, y, kept, scratch
-):
-    """One direction of one image for the channels of a block."""
-    states = sizes[0]
-    tokens = index + 4 * k * steps if index else 0
-    sources = tokens if sizes[1] else 0
-    b_part = scratch + 4 * CHUNK_BYTES
-    c_part = b_part + whole_vectors(states) * CHUNK_BYTES
-    rates = c_part + whole_vectors(states) * CHUNK_BYTES
-    stop = min(channels, start + BLOCK * LANES)
-    for channel in range(start, stop, LANES):
-        own = (channel - start) // LANES * states * PAIR_BYTES
-        lanes = min(LANES, channels - channel)
-        load_decay_rates(row(A, 0, k, channel), A.step, lanes, states, rates + own)
-    for first in range(0, steps, CHUNK):
-        count = min(CHUNK, steps - first)
-        gather_wide(row(B, b, k, 0), B.step, sources, first, count, states, b_part)
-        gather_wide(row(C, b, k, 0), C.step, sources, first, count, states, c_part)
-        for channel in range(start, stop, LANES):
-            own = (channel - start) // LANES * states * PAIR_BYTES
-            lanes = min(LANES, channels - channel)
+def _scan_block(b, k, channels, shape, inputs, y, kept, scratch):
+    """One direction of one image, for a block of channels."""
+    states = shape.states
+    tokens = tokens_of(shape, k)
+    sources = tokens if shape.grid_order else 0
+    b_part = scratch + CHUNK * _STEP_BYTES
+    c_part = b_part + CHUNK * whole_vectors(states) * VECTOR_BYTES
+    block = c_part + CHUNK * whole_vectors(states) * VECTOR_BYTES
+    for i, channel in enumerate(channels):
+        own = block + i * states * _STATE_BYTES
+        load_decay_rates(inputs.A, k, channel, shape, own, _STATE_BYTES)
+        for n in range(states):
+            store_vector(own + n * _STATE_BYTES + VECTOR_BYTES, splat(0.0))
+    for first in range(0, shape.steps, CHUNK):
+        count = min(CHUNK, shape.steps - first)
+        take_whole(inputs.B, b, k, sources, first, count, states, b_part)
+        take_whole(inputs.C, b, k, sources, first, count, states, c_part)
+        for i, channel in enumerate(channels):
+            own = block + i * states * _STATE_BYTES
+            window = window_of(first, channel, shape)
             if kept.base:
-                to = row(kept, b, k, first // CHUNK * states) + 4 * channel
+                to = row(kept, b, k, first // CHUNK * states) + window.at
                 for n in range(states):
-                    h = load_vector(rates + own + n * PAIR_BYTES + VECTOR_BYTES)
-                    store(to + n * kept.step, h, lanes)
-            _scan_vector(
-                b, k, channel, lanes, first, count, sizes, u, dt, D, z, bias, tokens, y, scratch,
-                b_part, c_part, rates + own,
-            )  # fmt: skip
+                    h = load_vector(own + n * _STATE_BYTES + VECTOR_BYTES)
+                    store(to + n * kept.step, h, window.lanes)
+            _scan_vector(b, k, window, shape, inputs, tokens, y, scratch, b_part, c_part, own)
+
+
+@inline
+def tokens_of(shape, k):
+    """Address of the tokens that a direction reads; 0 without an index."""
+    return shape.index + 4 * k * shape.steps if shape.index else 0
+
+
+@inline
+def window_of(first, channel, shape):
+    """The chunk from step `first` on, of the vector from `channel` on."""
+    count, lanes = min(CHUNK, shape.steps - first), min(LANES, shape.channels - channel)
+    return Window(first, count, 4 * channel, lanes)
+
+
+@inline
+def blocks_of(channels):
+    """Blocks that hold this many channels."""
+    return (channels + BLOCK * LANES - 1) // (BLOCK * LANES)
+
+
+@inline
+def channels_of(block, channels):
+    """The first channels of the vectors of a block."""
+    start = block * BLOCK * LANES
+    return range(start, min(channels, start + BLOCK * LANES), LANES)
 
 
 @kernel
-def scan_forward_kernel(
-    counter, tasks, scratch, directions, channels, steps, sizes,
-    u, dt, A, B, C, D, z, bias, index, y, kept,
-):  # fmt: skip
-    """`sizes`: number of states, whether inputs stand in grid order, whether to use softplus."""
-    blocks = (channels + BLOCK * LANES - 1) // (BLOCK * LANES)
+def scan_forward_kernel(counter, tasks, scratch, shape, inputs, y, kept):
+    """Writes the outputs, and the states at the start of each chunk if `kept` is there."""
+    blocks = blocks_of(shape.channels)
     task = draw(counter)
     while task < tasks:
-        block, k, b = task % blocks, task // blocks % directions, task // blocks // directions
+        b, k = task // blocks // shape.directions, task // blocks % shape.directions
         _scan_block(
-            b, k, block * BLOCK * LANES, channels, steps, sizes,
-            u, dt, A, B, C, D, z, bias, index, y, kept, scratch,
-        )  # fmt: skip
+            b, k, channels_of(task % blocks, shape.channels), shape, inputs, y, kept, scratch
+        )
         task = draw(counter)

@@ -1,7 +1,7 @@
 """Shares a kernel's tasks among threads.
 
-Plain threads, not Numba's `prange`: its OpenMP team competes with PyTorch's for the cores and dies in
-a forked child, its own team dies when two Python threads call it at once.
+Plain threads, not Numba's `prange`: its OpenMP team competes with PyTorch's for the cores and dies
+in a forked child, its own team dies when two Python threads call it at once.
 """
 
 import os
