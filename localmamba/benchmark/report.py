@@ -50,7 +50,7 @@ def results_tables(
 
 
 def _empty_table(title: str, caption: str) -> Table:
-    table = Table(title=title, caption=caption, box=box.SIMPLE)
+    table = Table(title=title, caption=caption, box=box.SIMPLE, show_edge=False)
     table.add_column("model", overflow="fold")
     for name in ("batch", "size", "ms", "images/s", "time ratio", "tokens/s", "MiB"):
         table.add_column(name, justify="right", no_wrap=True)

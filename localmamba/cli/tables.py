@@ -101,7 +101,8 @@ def tables(csv: Path | None = None) -> None:
     """
     counted = {row: count_row(row) for row in PAPER}
     console = Console()
-    console.print(_table_1(counted), _table_2(counted, with_names=console.width >= WIDE))
+    console.print(_table_1(counted), "")
+    console.print(_table_2(counted, with_names=console.width >= WIDE), "")
     console.print(LEGEND, soft_wrap=True, highlight=False)
     if csv is not None:
         _write_csv(counted, csv)
@@ -139,15 +140,15 @@ def _figures(row: PaperRow, counts: Counts) -> list[str]:
     ]
 
 
-FIGURES = ("params", "paper\nM", "as paper\nG", "paper\nG", "all\nG")
+FIGURES = ("params", "paper\nM", "as\npaper\nG", "paper\nG", "all\nG")
 
 
 def _empty_table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
-    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
     for name in left:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=True, vertical="bottom")
     for name in right:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     return table
 
 
