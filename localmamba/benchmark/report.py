@@ -32,7 +32,7 @@ def relative_times(results: Sequence[Result], baseline: str) -> list[float]:
 def results_tables(
     results: Sequence[Result], baseline: str, machine: dict[str, str]
 ) -> list[Table]:
-    """A table for each mode, with a row for each result.
+    """A table for each mode; `ratio` is the time of an image over that of the baseline.
 
     Args:
         results: What was measured.
@@ -50,9 +50,11 @@ def results_tables(
 
 
 def _empty_table(title: str, caption: str) -> Table:
-    table = Table(title=title, caption=caption, box=box.SIMPLE, show_edge=False)
+    table = Table(
+        title=title, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False
+    )
     table.add_column("model", overflow="fold")
-    for name in ("batch", "size", "ms", "images/s", "time ratio", "tokens/s", "MiB"):
+    for name in ("batch", "size", "ms", "images/s", "ratio", "tokens/s", "MiB"):
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
