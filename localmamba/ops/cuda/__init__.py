@@ -3,8 +3,7 @@
 from .conv import conv_backward, conv_forward
 from .merge import merge_backward, merge_forward
 from .pool import pool_backward, pool_forward
-from .scan_backward import scan_backward
-from .scan_forward import scan_forward
+from .scan import scan_backward, scan_forward
 
 __all__ = [
     "conv_backward",

@@ -22,7 +22,7 @@ from .common import (
     store,
     unit_stride,
 )
-from .scan_forward import combine_segments
+from .triton_scan_forward import combine_segments
 
 GROUP = 4
 """Steps whose states are held in registers at once."""

@@ -1,0 +1,22 @@
+"""Which scan kernel serves which inputs: CUDA C++ for the common case, Triton for all the rest."""
+
+from . import triton_scan_backward, triton_scan_forward, warp_scan
+
+
+def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
+    if warp_scan.serves(u, dt, A, B, C, z):
+        return warp_scan.scan_forward(u, dt, A, B, C, D, dt_bias, index, length, softplus, save)
+    return triton_scan_forward.scan_forward(
+        u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save
+    )
+
+
+def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states):
+    if warp_scan.serves(u, dt, A, B, C, z):
+        du, ddt, dA, dB, dC, dD, ddt_bias = warp_scan.scan_backward(
+            dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, states
+        )
+        return du, ddt, dA, dB, dC, dD, None, ddt_bias
+    return triton_scan_backward.scan_backward(
+        dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states
+    )

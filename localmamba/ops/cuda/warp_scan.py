@@ -1,0 +1,166 @@
+"""Launches the scan kernels of scan.cu: the fast path for 16 states, inputs of one dtype, no gate.
+
+The Triton kernels serve everything else. docs/performance.md holds what either takes.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from ..backends import CHUNK
+from . import nvrtc
+from .common import WAVE, Launch, device_of, sequence_strides
+from .triton_scan_forward import combine_segments
+
+_ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_STATES = 16
+_GROUP = 8
+_WARP = 32
+
+
+def serves(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | None) -> bool:
+    """Whether scan.cu has kernels for these inputs."""
+    one_dtype = u.dtype in _ELEMENTS and dt.dtype == B.dtype == C.dtype == u.dtype
+    whole = A.shape[2] == _STATES and A.shape[1] % _WARP == 0
+    return u.is_cuda and one_dtype and whole and z is None and nvrtc.available()
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x itself when its rows can be read 16 bytes at a time, else a contiguous copy."""
+    bytes_apart = [stride * x.element_size() for stride in x.stride()[:-1]]
+    starts = all(distance % 16 == 0 for distance in (x.data_ptr(), *bytes_apart))
+    return x if starts and x.stride(-1) == 1 else x.contiguous()
+
+
+def _launch_shape(batch: int, directions: int, channels: int, chunks: int) -> Launch:
+    """As `scan_launch`: few long sequences are cut into segments of time."""
+    programs = batch * directions * triton.cdiv(channels, _WARP)
+    segments = 1
+    if programs < 2 * WAVE and chunks > 1:
+        segments = min(chunks, triton.cdiv(4 * WAVE, programs))
+    segment_chunks = triton.cdiv(chunks, segments)
+    segments = triton.cdiv(chunks, segment_chunks)
+    return Launch(_WARP, _STATES, 1, segments, segment_chunks)
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    """Of image, direction (64 bits) and step (32 bits)."""
+    strides: list[int] = []
+    for x in tensors:
+        image, direction, step = sequence_strides(x)
+        strides += [nvrtc.Long(image), nvrtc.Long(direction), step]
+    return strides
+
+
+def _defines(u, D, dt_bias, index, padded, softplus, segmented, save=False) -> tuple[tuple[str, int], ...]:
+    flags = {
+        "ELEMENT": _ELEMENTS[u.dtype],
+        "GRID_ORDER": u.dim() == 3,
+        "HAS_INDEX": index is not None,
+        "PADDED": padded,
+        "HAS_D": D is not None,
+        "HAS_BIAS": dt_bias is not None,
+        "SOFTPLUS": softplus,
+        "SAVE": save,
+        "SEGMENTED": segmented,
+    }
+    return tuple((name, int(value)) for name, value in flags.items())
+
+
+def _parameters(A: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+    """float32 and contiguous, as the kernels read them."""
+    return [x if x is None else x.float().contiguous() for x in (A, *others)]
+
+
+def _float32(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def scan_forward(u, dt, A, B, C, D, dt_bias, index, length, softplus, save):
+    u, dt, B, C = (_aligned(x) for x in (u, dt, B, C))
+    A, D, dt_bias = _parameters(A, D, dt_bias)
+    batch, channels = u.shape[0], u.shape[-1]
+    directions, _, states = A.shape
+    steps = u.shape[2] if index is None else index.shape[1]
+    chunks = triton.cdiv(steps, CHUNK)
+    y = torch.empty((batch, directions, length, channels), dtype=u.dtype, device=u.device)
+    kept = _float32(u, batch, directions, chunks if save else 0, states, channels)
+    if y.numel() == 0:
+        return y, kept
+    shape = _launch_shape(batch, directions, channels, chunks)
+    blocks = channels // _WARP
+    grid = (blocks * batch * directions, shape.segments)
+    segmented = shape.segments > 1
+    defines = _defines(u, D, dt_bias, index, steps != length, softplus, segmented, save)
+    with device_of(u):
+        starts = None
+        if segmented:
+            ends = _float32(u, batch, directions, shape.segments, states, channels)
+            sums = _float32(u, batch, directions, shape.segments, channels)
+            nvrtc.launch(
+                "segment_end", defines, grid, _WARP, u, dt, A, B, dt_bias, index, ends, sums,
+                *_strides(u, dt, B), directions, blocks, steps, channels,
+                shape.segment_chunks, shape.segments,
+            )  # fmt: skip
+            starts = combine_segments(A.transpose(1, 2).contiguous(), ends, sums, shape, reverse=False)
+        nvrtc.launch(
+            "scan_forward", defines, grid, _WARP,
+            u, dt, A, B, C, D, dt_bias, index, y, kept, starts, *_strides(u, dt, B, C),
+            directions, blocks, steps, length, channels, chunks, shape.segment_chunks,
+            shape.segments,
+        )  # fmt: skip
+    return y, kept
+
+
+def scan_backward(dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, states):
+    inputs = (u, dt, A, B, C, D, dt_bias)
+    dy, u, dt, B, C = (_aligned(x) for x in (dy.to(u.dtype), u, dt, B, C))
+    A, D, dt_bias = _parameters(A, D, dt_bias)
+    batch, channels, rows = u.shape[0], u.shape[-1], u.shape[-2]
+    directions, _, n_states = A.shape
+    steps = rows if index is None else index.shape[1]
+    chunks = triton.cdiv(steps, CHUNK)
+    shape = _launch_shape(batch, directions, channels, chunks)
+    blocks = channels // _WARP
+    sums = (batch, directions, shape.segments)
+    du = torch.empty((batch, directions, rows, channels), dtype=u.dtype, device=u.device)
+    ddt = torch.empty_like(du)
+    dBC = _float32(u, batch, directions, blocks, rows, 2 * n_states)
+    dA = _float32(u, *sums, channels, n_states)
+    dD = None if D is None else _float32(u, *sums, channels)
+    dbias = None if dt_bias is None else _float32(u, *sums, channels)
+    segmented = shape.segments > 1
+    defines = _defines(u, D, dt_bias, index, steps != length, softplus, segmented)
+    grid = (blocks * batch * directions, shape.segments)
+    if u.numel() > 0:
+        scratch = _float32(u, grid[0] * grid[1], CHUNK // _GROUP, n_states * _WARP)
+        with device_of(u):
+            carries = None
+            if segmented:
+                ends, decays = _float32(u, *sums, n_states, channels), _float32(u, *sums, channels)
+                nvrtc.launch(
+                    "segment_carry", defines, grid, _WARP,
+                    dy, dt, A, C, dt_bias, index, ends, decays, *_strides(dy, dt, C),
+                    directions, blocks, steps, channels, shape.segment_chunks,
+                    shape.segments,
+                )  # fmt: skip
+                carries = combine_segments(A.transpose(1, 2).contiguous(), ends, decays, shape, reverse=True)
+            nvrtc.launch(
+                "scan_backward", defines, grid, _WARP,
+                dy, u, dt, A, B, C, D, dt_bias, index, states, carries, scratch,
+                du, ddt, dA, dBC, dD, dbias, *_strides(dy, u, dt, B, C),
+                directions, blocks, steps, rows, channels, chunks,
+                shape.segment_chunks, shape.segments,
+            )  # fmt: skip
+    dBC = dBC.sum(2) if blocks > 1 else dBC[:, :, 0]
+    gradients = (
+        du.sum(1) if u.dim() == 3 else du,
+        ddt,
+        dA.sum((0, 2)),
+        dBC[..., :n_states],
+        dBC[..., n_states:],
+        None if dD is None else dD.sum((0, 2)),
+        None if dbias is None else dbias.sum((0, 2)),
+    )
+    pairs = zip(gradients, inputs, strict=True)
+    return tuple(g if g is None or x is None else g.to(x.dtype) for g, x in pairs)
