@@ -76,8 +76,8 @@ def row(x, b, k, t):
 
 @inline
 def token_at(tokens, step):
-    """The token that a step reads; negative for padding. `tokens` 0 reads them as they stand."""
-    return load_int(tokens + 4 * step) if tokens else step
+    """The token that a step reads, negative for none. `tokens` 0 reads them as they stand."""
+    return load_int(tokens + 4 * step) if tokens and step >= 0 else step
 
 
 @inline
@@ -105,7 +105,7 @@ class Window(NamedTuple):
     """A chunk of steps, and a vector of channels.
 
     Attributes:
-        first: The first step.
+        first: The first step; steps before 0 read as padding.
         count: Steps.
         at: Bytes from the start of a row to the first channel.
         lanes: Channels, at most `LANES`.
@@ -151,6 +151,17 @@ def take(x, b, k, tokens, window, to, to_bytes):
 def put(x, b, k, tokens, window, source, source_bytes, add):
     """The inverse of `take`, padding dropped; with `add`, added to what stands there."""
     _scatter(source, source_bytes, row(x, b, k, 0) + window.at, x.step, tokens, window, add)
+
+
+@function
+def take_columns(x, k, channel, channels, width, to, to_bytes):
+    """Copies the columns of a vector of rows of (0, k), [channels, width], to scratch memory."""
+    lanes = min(LANES, channels - channel)
+    for n in range(width):
+        column = splat(0.0)
+        for i in range(lanes):
+            column = with_lane(column, i, load_float(row(x, 0, k, channel + i) + 4 * n))
+        store_vector(to + n * to_bytes, column)
 
 
 @inline

@@ -16,10 +16,10 @@ from .scan_forward import (
     BLOCK,
     blocks_of,
     channels_of,
-    load_decay_rates,
     load_parameter,
     small_step_limit,
     step_sizes,
+    take_decay_rates,
     tokens_of,
     window_of,
 )
@@ -250,7 +250,7 @@ def _block_backward(b, k, block, shape, inputs, dy, kept, gradients, scratch):
     clear(products, LANES * whole_vectors(states))
     clear(start, 3 * BLOCK * states)
     for i, channel in enumerate(channels):
-        load_decay_rates(
+        take_decay_rates(
             inputs.A, k, channel, shape, start + i * states * _STATE_BYTES, _STATE_BYTES
         )
     for first in range((shape.steps - 1) // CHUNK * CHUNK, -1, -CHUNK):

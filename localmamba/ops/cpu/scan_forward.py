@@ -17,7 +17,7 @@ from .math import (
     silu,
     softplus,
 )
-from .rows import Rows, Window, load, put, row, store, take, take_whole, whole_vectors
+from .rows import Rows, Window, load, put, row, store, take, take_columns, take_whole, whole_vectors
 from .vectors import (
     LANES,
     VECTOR_BYTES,
@@ -29,7 +29,6 @@ from .vectors import (
     splat,
     stay_a_function,
     store_vector,
-    with_lane,
 )
 
 BLOCK = 4
@@ -79,15 +78,12 @@ def forward_scratch(states: int) -> int:
     return 2 * LANES * (CHUNK + CHUNK * -(-states // LANES) + BLOCK * states)
 
 
-@function
-def load_decay_rates(A, k, channel, shape, to, to_bytes):
-    """Writes A of a vector of channels, times log2(e), as `states` vectors."""
-    source, lanes = row(A, 0, k, channel), min(LANES, shape.channels - channel)
+@inline
+def take_decay_rates(A, k, channel, shape, to, to_bytes):
+    """A of a vector of channels, times log2(e), as `states` vectors."""
+    take_columns(A, k, channel, shape.channels, shape.states, to, to_bytes)
     for n in range(shape.states):
-        rate = splat(0.0)
-        for i in range(lanes):
-            rate = with_lane(rate, i, load_float(source + i * A.step + 4 * n))
-        store_vector(to + n * to_bytes, rate * LOG2E)
+        store_vector(to + n * to_bytes, load_vector(to + n * to_bytes) * LOG2E)
 
 
 @inline
@@ -191,7 +187,7 @@ def _scan_block(b, k, channels, shape, inputs, y, kept, scratch):
     block = c_part + CHUNK * whole_vectors(states) * VECTOR_BYTES
     for i, channel in enumerate(channels):
         own = block + i * states * _STATE_BYTES
-        load_decay_rates(inputs.A, k, channel, shape, own, _STATE_BYTES)
+        take_decay_rates(inputs.A, k, channel, shape, own, _STATE_BYTES)
         for n in range(states):
             store_vector(own + n * _STATE_BYTES + VECTOR_BYTES, splat(0.0))
     for first in range(0, shape.steps, CHUNK):

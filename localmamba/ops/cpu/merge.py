@@ -1,0 +1,245 @@
+"""The weighed sum over directions, normalised and gated; and its gradient.
+
+One task is one image and a block of tokens; its sums over tokens are parts, added afterwards.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from .jit import inline, kernel
+from .pool import tokens_of
+from .row_math import (
+    add,
+    add_product,
+    dot,
+    fill_row,
+    gate,
+    multiply,
+    normalise,
+    normalise_backward,
+    put_row,
+    take_row,
+    whole,
+    whole_bytes,
+)
+from .rows import Rows, floats, row, rows
+from .threads import run
+from .vectors import LANES, draw, load_float, store_float
+
+_COST = 6
+"""Vector operations for each vector of y, backward about twice as many."""
+
+
+class Inputs(NamedTuple):
+    """The rows of what is merged; the token weights as [B, K, L, 1]."""
+
+    y: Rows
+    channel_weights: Rows
+    token_weights: Rows
+    z: Rows
+    norm_weight: Rows
+    norm_bias: Rows
+
+
+class Gradients(NamedTuple):
+    """The rows of the gradients; sums over tokens are parts, [B * blocks, K or 1, 1, D]."""
+
+    y: Rows
+    channel_weights: Rows
+    token_weights: Rows
+    z: Rows
+    norm_weight: Rows
+    norm_bias: Rows
+
+
+@inline
+def _token_weight(weights, b, k, token):
+    return load_float(row(weights, b, k, token)) if weights.base else 1.0
+
+
+@inline
+def _take_weights(inputs, b, shape, to):
+    """Copies an image's channel weights to scratch memory, or ones; then those of the norm."""
+    channels, size = shape.channels, whole_bytes(shape.channels)
+    for k in range(shape.directions):
+        if inputs.channel_weights.base:
+            take_row(row(inputs.channel_weights, b, k, 0), channels, to + k * size)
+        else:
+            fill_row(1.0, channels, to + k * size)
+    if inputs.norm_weight.base:
+        take_row(inputs.norm_weight.base, channels, to + shape.directions * size)
+        take_row(inputs.norm_bias.base, channels, to + (shape.directions + 1) * size)
+
+
+@inline
+def _weighed_sum(inputs, b, token, shape, weights, value, to):
+    channels, size = shape.channels, whole_bytes(shape.channels)
+    fill_row(0.0, channels, to)
+    for k in range(shape.directions):
+        take_row(row(inputs.y, b, k, token), channels, value)
+        factor = _token_weight(inputs.token_weights, b, k, token)
+        add_product(value, weights + k * size, factor, channels, to)
+
+
+@kernel
+def merge_forward_kernel(counter, tasks, scratch, shape, inputs, out):
+    """Scratch: gate, y, sum, channel weights, norm weight and bias."""
+    blocks, channels, size = shape.blocks, shape.channels, whole_bytes(shape.channels)
+    gates, value, x = scratch, scratch + size, scratch + 2 * size
+    weights = scratch + 3 * size
+    norm_weight = weights + shape.directions * size
+    task = draw(counter)
+    while task < tasks:
+        b, start = task // blocks, task % blocks * shape.block
+        _take_weights(inputs, b, shape, weights)
+        for token in range(start, min(shape.tokens, start + shape.block)):
+            _weighed_sum(inputs, b, token, shape, weights, value, x)
+            if inputs.norm_weight.base:
+                normalise(x, channels, shape.eps)
+                multiply(x, norm_weight, 1.0, channels, x)
+                add(norm_weight + size, channels, x)
+            if inputs.z.base:
+                take_row(row(inputs.z, b, 0, token), channels, gates)
+                gate(gates, channels, gates, value)
+                multiply(x, gates, 1.0, channels, x)
+            put_row(x, channels, row(out, b, 0, token))
+        task = draw(counter)
+
+
+@inline
+def _through_gate_and_norm(b, token, shape, inputs, gradients, task, scratch, weights, parts, g):
+    """Turns the gradient of the result, in `g`, into that of the weighed sum."""
+    channels, size = shape.channels, whole_bytes(shape.channels)
+    gates, slopes, value = scratch, scratch + size, scratch + 2 * size
+    x, normed = scratch + 3 * size, scratch + 4 * size
+    norm_weight, scale = weights + shape.directions * size, 1.0
+    if inputs.z.base or inputs.norm_weight.base:
+        _weighed_sum(inputs, b, token, shape, weights, value, x)
+    if inputs.norm_weight.base:
+        scale = normalise(x, channels, shape.eps)
+    if inputs.z.base:
+        take_row(row(inputs.z, b, 0, token), channels, gates)
+        gate(gates, channels, gates, slopes)
+        multiply(g, slopes, 1.0, channels, slopes)
+        if inputs.norm_weight.base:
+            multiply(x, norm_weight, 1.0, channels, normed)
+            add(norm_weight + size, channels, normed)
+            multiply(slopes, normed, 1.0, channels, slopes)
+        else:
+            multiply(slopes, x, 1.0, channels, slopes)
+        put_row(slopes, channels, row(gradients.z, b, 0, token))
+        multiply(g, gates, 1.0, channels, g)
+    if inputs.norm_weight.base:
+        add_product(g, x, 1.0, channels, parts + shape.directions * size)
+        add(g, channels, parts + (shape.directions + 1) * size)
+        multiply(g, norm_weight, 1.0, channels, g)
+        normalise_backward(g, x, channels, scale)
+
+
+@inline
+def _token_backward(b, token, shape, inputs, gradients, weights, parts, value, g):
+    """Shares the gradient of the weighed sum among the directions and their weights."""
+    channels, size = shape.channels, whole_bytes(shape.channels)
+    for k in range(shape.directions):
+        factor = _token_weight(inputs.token_weights, b, k, token)
+        take_row(row(inputs.y, b, k, token), channels, value)
+        if gradients.channel_weights.base:
+            add_product(g, value, factor, channels, parts + k * size)
+        if gradients.token_weights.base:
+            dweight = dot(g, value, weights + k * size, channels)
+            store_float(row(gradients.token_weights, b, k, token), dweight)
+        multiply(g, weights + k * size, factor, channels, value)
+        put_row(value, channels, row(gradients.y, b, k, token))
+
+
+@kernel
+def merge_backward_kernel(counter, tasks, scratch, shape, inputs, dout, gradients):
+    """Scratch: seven rows, channel weights, norm weight and bias, sums of their gradients."""
+    blocks, channels, size = shape.blocks, shape.channels, whole_bytes(shape.channels)
+    value, g, weights = scratch + 2 * size, scratch + 5 * size, scratch + 6 * size
+    parts = weights + (shape.directions + 2) * size
+    task = draw(counter)
+    while task < tasks:
+        b, start = task // blocks, task % blocks * shape.block
+        _take_weights(inputs, b, shape, weights)
+        fill_row(0.0, (shape.directions + 2) * size // 4, parts)
+        for token in range(start, min(shape.tokens, start + shape.block)):
+            take_row(row(dout, b, 0, token), channels, g)
+            _through_gate_and_norm(
+                b, token, shape, inputs, gradients, task, scratch, weights, parts, g
+            )
+            _token_backward(b, token, shape, inputs, gradients, weights, parts, value, g)
+        for k in range(shape.directions):
+            if gradients.channel_weights.base:
+                put_row(parts + k * size, channels, row(gradients.channel_weights, task, k, 0))
+        if gradients.norm_weight.base:
+            at = parts + shape.directions * size
+            put_row(at, channels, row(gradients.norm_weight, task, 0, 0))
+            put_row(at + size, channels, row(gradients.norm_bias, task, 0, 0))
+        task = draw(counter)
+
+
+def _arguments(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
+    """What the kernels see of the inputs, and the tensors behind it."""
+    if token_weights is not None:
+        token_weights = token_weights[..., None]
+    given = (y, channel_weights, token_weights, z, norm_weight, norm_bias)
+    tensors = [floats(x) for x in given]
+    axes = ("bkt", "bk", "bkt", "bt", "", "")
+    inputs = Inputs(*(rows(x, names) for x, names in zip(tensors, axes, strict=True)))
+    return tokens_of(y, eps), inputs, tensors
+
+
+def merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
+    """See `ops.backends`."""
+    shape, inputs, _alive = _arguments(
+        y, channel_weights, token_weights, z, norm_weight, norm_bias, eps
+    )
+    out = torch.empty(y.shape[0], shape.tokens, shape.channels)
+    run(
+        merge_forward_kernel,
+        y.shape[0] * shape.blocks,
+        y.numel() // LANES * _COST,
+        (5 + shape.directions) * whole(shape.channels),
+        shape,
+        inputs,
+        rows(out, "bt"),
+    )
+    return out.to(y.dtype)
+
+
+def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
+    """See `ops.backends`."""
+    given = (y, channel_weights, token_weights, z, norm_weight, norm_bias)
+    shape, inputs, _alive = _arguments(*given, eps)
+    dout, parts = floats(dout), y.shape[0] * shape.blocks
+    sizes = (
+        y.shape,
+        (parts, shape.directions, shape.channels),
+        (*y.shape[:3], 1),
+        (y.shape[0], shape.tokens, shape.channels),
+        (parts, shape.channels),
+        (parts, shape.channels),
+    )
+    gradients = [
+        None if x is None else torch.empty(size) for x, size in zip(given, sizes, strict=True)
+    ]
+    axes = ("bkt", "bk", "bkt", "bt", "b", "b")
+    run(
+        merge_backward_kernel,
+        parts,
+        y.numel() // LANES * 2 * _COST,
+        (10 + 2 * shape.directions) * whole(shape.channels),
+        shape,
+        inputs,
+        rows(dout, "bt"),
+        Gradients(*(rows(x, names) for x, names in zip(gradients, axes, strict=True))),
+    )
+    if channel_weights is not None:
+        gradients[1] = gradients[1].view(y.shape[0], shape.blocks, *sizes[1][1:]).sum(1)
+    if token_weights is not None:
+        gradients[2] = gradients[2].squeeze(-1)
+    if norm_weight is not None:
+        gradients[4:] = [x.sum(0) for x in gradients[4:]]
+    return [None if x is None else g.to(x.dtype) for g, x in zip(gradients, given, strict=True)]

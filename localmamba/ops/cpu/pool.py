@@ -1,0 +1,159 @@
+"""The mean over tokens of the normalised output of each direction; and its gradient.
+
+One task is one image and a block of tokens; its sums over tokens are parts, added afterwards.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .jit import kernel
+from .row_math import (
+    add,
+    add_product,
+    fill_row,
+    gate,
+    multiply,
+    normalise,
+    normalise_backward,
+    put_row,
+    take_row,
+    whole,
+    whole_bytes,
+)
+from .rows import floats, row, rows
+from .threads import run
+from .vectors import LANES, draw
+
+_COST = 12
+"""Vector operations for each vector of y, backward about twice as many."""
+
+
+class Tokens(NamedTuple):
+    """Tokens L, in `blocks` blocks of `block`, of K directions and D channels."""
+
+    tokens: int
+    blocks: int
+    block: int
+    directions: int
+    channels: int
+    eps: float
+
+
+def tokens_of(y: Tensor, eps: float) -> Tokens:
+    """How the tokens of y [B, K, L, D] are shared among tasks: whatever the number of threads."""
+    directions, tokens, channels = y.shape[1:]
+    block = max(16, -(-tokens // 64))
+    return Tokens(tokens, -(-tokens // block), block, directions, channels, eps)
+
+
+@kernel
+def pool_forward_kernel(counter, tasks, scratch, shape, y, z, sums):
+    """Writes the sums over the tokens of a block; scratch: gate, y and K sums."""
+    blocks, size = shape.blocks, whole_bytes(shape.channels)
+    channels, gates, x, parts = shape.channels, scratch, scratch + size, scratch + 2 * size
+    task = draw(counter)
+    while task < tasks:
+        b, start = task // blocks, task % blocks * shape.block
+        fill_row(0.0, shape.directions * size // 4, parts)
+        for token in range(start, min(shape.tokens, start + shape.block)):
+            if z.base:
+                take_row(row(z, b, 0, token), channels, gates)
+                gate(gates, channels, gates, x)
+            for k in range(shape.directions):
+                take_row(row(y, b, k, token), channels, x)
+                if z.base:
+                    multiply(x, gates, 1.0, channels, x)
+                normalise(x, channels, shape.eps)
+                add(x, channels, parts + k * size)
+        for k in range(shape.directions):
+            put_row(parts + k * size, channels, row(sums, task, k, 0))
+        task = draw(counter)
+
+
+@kernel
+def pool_backward_kernel(counter, tasks, scratch, shape, y, z, slant, sums, dy, dz):
+    """Writes the gradients of y and z, and again the sums; `slant`: the normalised y's gradient."""
+    blocks, size = shape.blocks, whole_bytes(shape.channels)
+    channels, gates, slopes, value = shape.channels, scratch, scratch + size, scratch + 2 * size
+    x, g, dgate, parts = value + size, value + 2 * size, value + 3 * size, value + 4 * size
+    task = draw(counter)
+    while task < tasks:
+        b, start = task // blocks, task % blocks * shape.block
+        fill_row(0.0, shape.directions * size // 4, parts)
+        fill_row(1.0, channels, gates)
+        for token in range(start, min(shape.tokens, start + shape.block)):
+            if z.base:
+                take_row(row(z, b, 0, token), channels, gates)
+                gate(gates, channels, gates, slopes)
+                fill_row(0.0, channels, dgate)
+            for k in range(shape.directions):
+                take_row(row(y, b, k, token), channels, value)
+                multiply(value, gates, 1.0, channels, x)
+                scale = normalise(x, channels, shape.eps)
+                add(x, channels, parts + k * size)
+                take_row(row(slant, b, k, 0), channels, g)
+                normalise_backward(g, x, channels, scale)
+                if z.base:
+                    add_product(g, value, 1.0, channels, dgate)
+                    multiply(g, gates, 1.0, channels, g)
+                put_row(g, channels, row(dy, b, k, token))
+            if z.base:
+                multiply(dgate, slopes, 1.0, channels, dgate)
+                put_row(dgate, channels, row(dz, b, 0, token))
+        for k in range(shape.directions):
+            put_row(parts + k * size, channels, row(sums, task, k, 0))
+        task = draw(counter)
+
+
+def pool_forward(y, z, weight, bias, eps):
+    """See `ops.backends`."""
+    batch, directions, tokens, channels = y.shape
+    shape = tokens_of(y, eps)
+    y, z = floats(y), floats(z)
+    sums = torch.empty(batch * shape.blocks, directions, channels)
+    run(
+        pool_forward_kernel,
+        batch * shape.blocks,
+        y.numel() // LANES * _COST,
+        (2 + directions) * whole(channels),
+        shape,
+        rows(y),
+        rows(z, "bt"),
+        rows(sums, "bk"),
+    )
+    means = sums.view(batch, shape.blocks, directions, channels).sum(1).div_(tokens)
+    return torch.addcmul(bias.float(), means, weight.float())
+
+
+def pool_backward(dpooled, y, z, weight, bias, eps):
+    """See `ops.backends`."""
+    batch, directions, tokens, channels = y.shape
+    shape = tokens_of(y, eps)
+    dmeans = dpooled.float() / tokens
+    slant = (dmeans * weight.float()).contiguous()
+    values, gates = floats(y), floats(z)
+    sums = torch.empty(batch * shape.blocks, directions, channels)
+    dy, dz = torch.empty(y.shape), None if z is None else torch.empty(z.shape)
+    run(
+        pool_backward_kernel,
+        batch * shape.blocks,
+        y.numel() // LANES * 2 * _COST,
+        (6 + directions) * whole(channels),
+        shape,
+        rows(values),
+        rows(gates, "bt"),
+        rows(slant, "bk"),
+        rows(sums, "bk"),
+        rows(dy),
+        rows(dz, "bt"),
+    )
+    sums = sums.view(batch, shape.blocks, directions, channels).sum(1)
+    dweight, dbias = (dmeans * sums).sum((0, 1)), dpooled.float().sum((0, 1))
+    return [
+        dy.to(y.dtype),
+        None if z is None else dz.to(z.dtype),
+        dweight.to(weight.dtype),
+        dbias.to(bias.dtype),
+    ]
