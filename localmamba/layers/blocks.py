@@ -7,13 +7,12 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from ..ops import residual_norm
 from .local_vim_mixer import LocalVimMixer
 from .norm import RMSNorm
-from .position import rotate
-from .precision import at_least_float32
 from .ss2d import SS2D
 
-torch.fx.wrap("at_least_float32")
+torch.fx.wrap("residual_norm")
 
 
 class LocalVimBlock(nn.Module):
@@ -79,13 +78,11 @@ class LocalVimBlock(nn.Module):
         Returns:
             The mixer's output and the stream that it is to be added to, both [B, L, C].
         """
-        stream = at_least_float32(hidden)
         if residual is not None:
-            stream = residual + self.drop_path(stream)
-        if cos is not None and sin is not None:
-            # Rotation is linear: one turn of the sum is the release's turns of both its parts.
-            stream = rotate(stream, cos, sin)
-        return self.mixer(self.norm(stream), height, width), stream
+            hidden = self.drop_path(hidden)
+        # Rotation is linear: one turn of the sum is the release's turns of both its parts.
+        normed, stream = residual_norm(hidden, residual, self.norm.weight, cos, sin, self.norm.eps)
+        return self.mixer(normed, height, width), stream
 
 
 class LocalVMambaBlock(nn.Module):

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from ..ops import merge_branches
-from .mixer import DirectionalMixer
+from .mixer import DirectionalMixer, check_tokens
+from .precision import saturate
 
-torch.fx.wrap("merge_branches")
+for _name in ("merge_branches", "check_tokens", "saturate"):
+    torch.fx.wrap(_name)
 
 MERGES = ("sum", "mean")
 
@@ -83,9 +85,13 @@ class LocalVimMixer(DirectionalMixer):
 
         Returns:
             The shape of x.
+
+        Raises:
+            ValueError: If the tokens do not fit the grid or the width.
         """
         class_token = height * width // 2 if self.class_token else -1
-        x, z = self.in_proj(x).chunk(2, dim=-1)
+        x = check_tokens(x, height, width, class_token, self.dim)
+        x, z = saturate(self.in_proj(x)).chunk(2, dim=-1)
         weights = self._sum_weights(branches, weights)
         if weights is None:
             y, channel, token = self._scan(x, z, height, width, class_token, branches)
@@ -94,4 +100,4 @@ class LocalVimMixer(DirectionalMixer):
             out = self._mix(x, z, height, width, class_token, branches, weights)
         if self.scale != 1.0:
             out = out * self.scale
-        return self.out_proj(out)
+        return saturate(self.out_proj(saturate(out)))

@@ -10,11 +10,24 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from ..ops import check_directions, scan_index
+from .precision import saturate
 from .s6 import S6Branches
 from .scattn import SCAttn
 
-for _name in ("scan_index", "mix_branches"):
+for _name in ("scan_index", "mix_branches", "check_tokens", "saturate"):
     torch.fx.wrap(_name)
+
+
+def check_tokens(x: Tensor, height: int, width: int, class_token: int, dim: int) -> Tensor:
+    """The tokens, or ValueError if they are not [B, L, dim] with L the tokens of the grid."""
+    tokens = height * width + (1 if class_token >= 0 else 0)
+    if x.dim() != 3 or x.shape[1] != tokens or x.shape[2] != dim:
+        extra = " and a class token" if class_token >= 0 else ""
+        raise ValueError(
+            f"tokens of a {height} x {width} grid{extra} must be [B, {tokens}, {dim}], "
+            f"got {x.shape}"
+        )
+    return x
 
 
 def mix_branches(
@@ -170,7 +183,7 @@ class DirectionalMixer(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Outputs of the branches [B, K, L, D], and SCAttn's weights by channel and token."""
         index = scan_index(x, self._names(branches), height, width, class_token)
-        y = self.branches(x, index, branches)
+        y = saturate(self.branches(x, index, branches))
         channel: Tensor | None = None
         token: Tensor | None = None
         if self.attn is not None:

@@ -9,8 +9,17 @@ from torch import Tensor, nn
 
 from ..ops import merge_branches
 from .mixer import DirectionalMixer
+from .precision import saturate
 
-torch.fx.wrap("merge_branches")
+for _name in ("merge_branches", "check_map", "saturate"):
+    torch.fx.wrap(_name)
+
+
+def check_map(x: Tensor, dim: int) -> Tensor:
+    """The map, or ValueError if it is not [B, H, W, dim]."""
+    if x.dim() != 4 or x.shape[3] != dim:
+        raise ValueError(f"a map of tokens must be [B, H, W, {dim}], got {x.shape}")
+    return x
 
 
 class SS2D(DirectionalMixer):
@@ -71,11 +80,15 @@ class SS2D(DirectionalMixer):
 
         Returns:
             [B, H, W, C].
+
+        Raises:
+            ValueError: If the map has another width or number of axes.
         """
+        x = check_map(x, self.dim)
         height, width = x.shape[1], x.shape[2]
-        x, z = self.in_proj(x).chunk(2, dim=-1)
+        x, z = saturate(self.in_proj(x)).chunk(2, dim=-1)
         z = z.flatten(1, 2)
-        x = F.silu(self.conv(x.permute(0, 3, 1, 2))).flatten(2).transpose(1, 2)  # [B, L, D]
+        x = F.silu(saturate(self.conv(x.permute(0, 3, 1, 2)))).flatten(2).transpose(1, 2)
         weights = self._sum_weights(branches, weights)
         norm = self.norm
         if weights is None:
@@ -83,4 +96,4 @@ class SS2D(DirectionalMixer):
             y = merge_branches(y, channel, token, z, norm.weight, norm.bias, norm.eps)
         else:
             y = norm(self._mix(x, None, height, width, -1, branches, weights)) * F.silu(z)
-        return self.out_proj(y).unflatten(1, (height, width))
+        return saturate(self.out_proj(saturate(y))).unflatten(1, (height, width))

@@ -23,7 +23,7 @@ class DenseBackbone(nn.Module):
         out_indices: Stages or blocks. By default all stages, or four blocks at equal steps.
 
     Attributes:
-        out_indices: As a tuple of positions from the start.
+        taken: Positions of the stages or blocks, ascending.
 
     Raises:
         ValueError: If `model` is of another class, or a position does not exist.
@@ -49,35 +49,27 @@ class DenseBackbone(nn.Module):
             raise ValueError(
                 f"out_indices must be between 0 and {levels - 1}, got {list(out_indices)}"
             )
-        self.out_indices = tuple(sorted(i % levels for i in out_indices))
-        model.prune_intermediate_layers(list(self.out_indices), prune_norm=True)
+        self.taken = sorted(i % levels for i in out_indices)
+        model.prune_intermediate_layers(self.taken, prune_norm=True)
         self.model: LocalVim | LocalVMamba = model
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in self.channels())
         self.norms.to(next(model.parameters()))
 
     def channels(self) -> list[int]:
         """Channels of each map."""
-        return [self.model.feature_info[i]["num_chs"] for i in self.out_indices]
+        return [self.model.feature_info[i]["num_chs"] for i in self.taken]
 
     def reduction(self) -> list[int]:
         """Stride of each map."""
-        return [self.model.feature_info[i]["reduction"] for i in self.out_indices]
+        return [self.model.feature_info[i]["reduction"] for i in self.taken]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images [B, channels, height, width] -> maps [B, C, H, W], in order of `out_indices`."""
-        maps = self._maps(x)
-        return [
-            norm(y).permute(0, 3, 1, 2).contiguous()
-            for norm, y in zip(self.norms, maps, strict=True)
-        ]
-
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        """Feature maps [B, H, W, C] before their norms."""
-        taken = list(self.out_indices)
-        if isinstance(self.model, LocalVim):
-            tokens, height, width = self.model.forward_mixers(x, taken)
-            return [y.unflatten(1, (height, width)) for y in tokens]
-        return self.model.forward_stages(x, taken)
+        maps = self.model.forward_maps(x, self.taken)
+        outputs: list[Tensor] = []
+        for i, norm in enumerate(self.norms):
+            outputs.append(norm(maps[i]).permute(0, 3, 1, 2).contiguous())
+        return outputs
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

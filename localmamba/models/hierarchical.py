@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ..layers import LocalVMambaBlock, PatchMerging
 from .directions import LOCAL, DirectionTable, resolve_directions
-from .interface import undecayed
+from .interface import check_images, undecayed
+
+torch.fx.wrap("check_images")
 
 
 class Stage(nn.Module):
@@ -112,6 +114,8 @@ class LocalVMamba(nn.Module):
         table = iter(resolve_directions(directions, sum(depths)))
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self.global_pool = global_pool
+        self.drop_rate = drop_rate
         self.num_features = self.head_hidden_size = embed_dims[-1]
         self.patch_embed = PatchEmbed(
             img_size, patch_size, in_chans, embed_dims[0], norm_layer=nn.LayerNorm, flatten=False,
@@ -134,9 +138,7 @@ class LocalVMamba(nn.Module):
             )
         self.stages = nn.Sequential(*stages)
         self.norm: nn.Module = nn.LayerNorm(self.num_features, **dd)
-        self.head = ClassifierHead(
-            self.num_features, num_classes, global_pool, drop_rate, input_fmt="NHWC", **dd
-        )
+        self.head = self._make_head(like=self.patch_embed.proj.weight)
         self.init_weights()
 
     @torch.no_grad()
@@ -181,12 +183,27 @@ class LocalVMamba(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the head, keeping the pooling unless another is named."""
+        if global_pool is not None:
+            self.global_pool = global_pool
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
+        self.head = self._make_head(like=self.patch_embed.proj.weight)
+
+    def _make_head(self, like: Tensor) -> ClassifierHead:
+        head = ClassifierHead(
+            self.num_features, self.num_classes, self.global_pool, self.drop_rate,
+            input_fmt="NHWC", device=like.device, dtype=like.dtype,
+        )  # fmt: skip
+        if self.num_classes > 0:
+            trunc_normal_(head.fc.weight, std=0.02)
+            nn.init.zeros_(head.fc.bias)
+        return head.train(self.training)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        return self.patch_embed(check_images(x, self.in_chans))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, channels, height, width] -> normalised map of the last stage [B, H, W, C]."""
-        return self.norm(self.stages(self.patch_embed(x)))
+        return self.norm(self.stages(self._embed(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map [B, H, W, C] -> logits, or what the head's linear layer reads."""
@@ -237,12 +254,12 @@ class LocalVMamba(nn.Module):
             return intermediates
         return self.norm(x) if stop == len(self.feature_info) else x, intermediates
 
-    def forward_stages(self, x: Tensor, indices: list[int]) -> list[Tensor]:
+    def forward_maps(self, x: Tensor, indices: list[int]) -> list[Tensor]:
         """Images [B, channels, height, width] -> maps [B, H, W, C] of chosen stages."""
         return self._run_stages(x, indices, len(self.stages))[1]
 
     def _run_stages(self, x: Tensor, take: list[int], stop: int) -> tuple[Tensor, list[Tensor]]:
-        x = self.patch_embed(x)
+        x = self._embed(x)
         taken: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             if i < stop:
@@ -265,7 +282,6 @@ class LocalVMamba(nn.Module):
             self.norm = nn.Identity()
         if shorter:
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
-            self.head.reset(0, "", in_features=self.num_features)
         if prune_head or shorter:
             self.reset_classifier(0, "")
         return take

@@ -2,7 +2,7 @@
 
 import torch
 from timm.layers import trunc_normal_
-from torch import nn
+from torch import Tensor, nn
 
 UNDECAYED = ("A_log", "D", "dt_bias", "alpha", "pos_embed", "cls_token")
 """Last parts of the names of parameters that weight decay must leave alone."""
@@ -35,3 +35,10 @@ def linear_head(
     trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
     return head
+
+
+def check_images(x: Tensor, in_chans: int) -> Tensor:
+    """The images, or ValueError if they are not [B, in_chans, height, width]."""
+    if x.dim() != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"images must be [B, {in_chans}, height, width], got {x.shape}")
+    return x

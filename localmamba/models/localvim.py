@@ -19,8 +19,8 @@ default_cfgs = generate_default_cfgs(
         "localvim_tiny_nosearch": pretrained_cfg(),
         "localvim_small_nosearch": pretrained_cfg(),
         "localvim_search": pretrained_cfg(),
-        "localvim_demo": pretrained_cfg(size=8, num_classes=10),
-        "localvim_demo_search": pretrained_cfg(size=8, num_classes=10),
+        "localvim_demo": pretrained_cfg(size=8, num_classes=10, crop_pct=1.0),
+        "localvim_demo_search": pretrained_cfg(size=8, num_classes=10, crop_pct=1.0),
     }
 )
 

@@ -10,6 +10,13 @@ from .hierarchical import LocalVMamba
 from .registry import RELEASE, create_hierarchical, pretrained_cfg
 
 HEAD: dict[str, Any] = {"classifier": "head.fc", "pool_size": (7, 7)}
+DEMO_HEAD: dict[str, Any] = {
+    "size": 32,
+    "num_classes": 10,
+    "crop_pct": 1.0,
+    "classifier": "head.fc",
+    "pool_size": (4, 4),
+}
 
 default_cfgs = generate_default_cfgs(
     {
@@ -17,12 +24,8 @@ default_cfgs = generate_default_cfgs(
         "localvmamba_small.in1k": pretrained_cfg(RELEASE + "local_vssm_small.ckpt", **HEAD),
         "localvmamba_tiny_search": pretrained_cfg(**HEAD),
         "localvmamba_small_search": pretrained_cfg(**HEAD),
-        "localvmamba_demo": pretrained_cfg(
-            size=32, num_classes=10, classifier="head.fc", pool_size=(4, 4)
-        ),
-        "localvmamba_demo_search": pretrained_cfg(
-            size=32, num_classes=10, classifier="head.fc", pool_size=(4, 4)
-        ),
+        "localvmamba_demo": pretrained_cfg(**DEMO_HEAD),
+        "localvmamba_demo_search": pretrained_cfg(**DEMO_HEAD),
     }
 )
 
@@ -72,6 +75,6 @@ def localvmamba_demo(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
 
 @register_model
 def localvmamba_demo_search(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
-    """The supernet of `localvmamba_demo`: widths 16, 32, 64."""
-    arguments = {**SEARCH, **DEMO, "embed_dims": (16, 32, 64)}
+    """The supernet of `localvmamba_demo`: widths 24, 48, 96."""
+    arguments = {**SEARCH, **DEMO, "embed_dims": (24, 48, 96)}
     return create_hierarchical("localvmamba_demo_search", pretrained, arguments, kwargs)

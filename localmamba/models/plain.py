@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..layers import AxialRotary, LocalVimBlock, LocalVimMixer, RMSNorm, resize_table
 from .directions import LOCAL, DirectionTable, resolve_directions
-from .interface import check_pool, linear_head, undecayed
+from .interface import check_images, check_pool, linear_head, undecayed
 
 torch.fx.wrap("resize_table")
+torch.fx.wrap("check_images")
 
 
 class LocalVim(nn.Module):
@@ -165,7 +166,7 @@ class LocalVim(nn.Module):
 
     def embed(self, x: Tensor) -> tuple[Tensor, int, int, Tensor | None, Tensor | None]:
         """Images [B, channels, height, width] -> tokens [B, L, C], H, W, rotary cos and sin."""
-        x = self.patch_embed(x)
+        x = self.patch_embed(check_images(x, self.in_chans))
         height, width = x.shape[2], x.shape[3]
         x = x.flatten(2).transpose(1, 2)
         if self.cls_token is not None:
@@ -262,19 +263,17 @@ class LocalVim(nn.Module):
             return intermediates
         return self._final(x, residual), intermediates
 
-    def forward_mixers(self, x: Tensor, indices: list[int]) -> tuple[list[Tensor], int, int]:
+    def forward_maps(self, x: Tensor, indices: list[int]) -> list[Tensor]:
         """What the mixers of chosen blocks put out, before it joins the residual stream.
 
-        Args:
-            x: Images [B, channels, height, width].
-            indices: Positions of the blocks, ascending.
-
-        Returns:
-            Tokens [B, H * W, C] of each, a class token left out; H; W.
+        Images [B, channels, height, width] -> maps [B, H, W, C], a class token left out.
         """
         _, _, taken, height, width = self._run_blocks(x, indices, len(self.blocks))
-        outputs = [self._without_class_token(hidden, height, width) for hidden, _ in taken]
-        return outputs, height, width
+        outputs: list[Tensor] = []
+        for hidden, _ in taken:
+            hidden = self._without_class_token(hidden, height, width)
+            outputs.append(hidden.unflatten(1, (height, width)))
+        return outputs
 
     def _without_class_token(self, x: Tensor, height: int, width: int) -> Tensor:
         if self.cls_token is None:

@@ -21,7 +21,7 @@ def pretrained_cfg(url: str = "", size: int = 224, num_classes: int = 1000, **fi
         "url": url,
         "num_classes": num_classes,
         "input_size": (3, size, size),
-        "crop_pct": 0.9,
+        "crop_pct": 0.875,
         "interpolation": "bicubic",
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,

@@ -135,7 +135,7 @@ def _with_output_norms(tensors: dict[str, Tensor], model: DenseBackbone) -> dict
     """Names the norms of a backbone as this package does; a classifier's checkpoint has none."""
     prefix = "outnorm_" if model.plain else "outnorm"
     tensors = {name.removeprefix("model."): x for name, x in tensors.items()}
-    for i, level in enumerate(model.out_indices):
+    for i, level in enumerate(model.taken):
         number = i if model.plain else level
         for part in ("weight", "bias"):
             if (given := tensors.pop(f"{prefix}{number}.{part}", None)) is not None:
