@@ -5,7 +5,7 @@ from .local_vim_mixer import LocalVimMixer
 from .mixer import DirectionalMixer, mix_branches
 from .norm import RMSNorm
 from .patch_merging import PatchMerging
-from .position import AxialRotary, resize_table, rotate
+from .position import AxialRotary, resize_table
 from .s6 import S6Branches
 from .scattn import SCAttn
 from .ss2d import SS2D
@@ -23,5 +23,4 @@ __all__ = [
     "SCAttn",
     "mix_branches",
     "resize_table",
-    "rotate",
 ]

@@ -46,21 +46,6 @@ def resize_table(
     return out
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns neighbouring pairs of channels by the angles of the tables.
-
-    Args:
-        x: [B, L, C].
-        cos: [1, L, C], each angle twice.
-        sin: [1, L, C].
-
-    Returns:
-        [B, L, C], in the dtype of x.
-    """
-    turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
-    return (x * cos + turned * sin).to(x.dtype)
-
-
 class AxialRotary(nn.Module):
     """Tables of the axial rotary embedding: half of the channels turn by row, half by column.
 

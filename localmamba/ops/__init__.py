@@ -2,6 +2,7 @@
 
 from .branches import s6_branches
 from .causal_conv import causal_conv
+from .residual_norm import residual_norm
 from .scan_orders import (
     CANDIDATES,
     PADDING,
@@ -25,6 +26,7 @@ __all__ = [
     "merge_branches",
     "pool_branches",
     "register_direction",
+    "residual_norm",
     "s6_branches",
     "scan_index",
     "scan_order",

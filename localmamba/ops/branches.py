@@ -8,14 +8,36 @@ chunk boundaries; the convolution's output and the step sizes, the two largest a
 from typing import Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import backend, states_shape
 from .registration import contiguous, empty_gradients, register_autocast, restore
 
 
+ALIGN = 8
+"""The factor of dt is padded to this many columns, so that rows of half precision start at 16 bytes:
+matrix units and the scan kernels read them whole."""
+
+
+def _padded_rank(rank: int) -> int:
+    return (rank + ALIGN - 1) // ALIGN * ALIGN
+
+
+def _aligned_weights(x_proj: Tensor, dt_weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x_proj as [K, M, D] and dt_weight as [K, D, R'] in a dtype, with M = R' + 2N."""
+    rank = dt_weight.shape[2]
+    pad = _padded_rank(rank) - rank
+    x_proj, dt_weight = x_proj.to(dtype), dt_weight.to(dtype)
+    if pad == 0:
+        return x_proj, dt_weight
+    zeros = x_proj.new_zeros(x_proj.shape[0], pad, x_proj.shape[2])
+    x_proj = torch.cat((x_proj[:, :rank], zeros, x_proj[:, rank:]), dim=1)
+    return x_proj, F.pad(dt_weight, (0, pad))
+
+
 def _project(u: Tensor, x_proj: Tensor) -> Tensor:
-    """Step sizes' factor, B and C of every token and direction: [B, K, T, M], M = R + 2N."""
+    """Step sizes' factor, B and C of every token and direction: [B, K, T, M]."""
     batch, directions, steps = u.shape[0], x_proj.shape[0], u.shape[-2]
     if u.dim() == 3:
         params = u.reshape(batch * steps, -1) @ x_proj.flatten(0, 1).t()
@@ -36,10 +58,10 @@ def _step_sizes(params: Tensor, dt_weight: Tensor) -> Tensor:
     return dt.unflatten(1, (params.shape[0], params.shape[2])).transpose(0, 1)
 
 
-def _scan_inputs(x, conv_weight, conv_bias, index, params, dt_weight, states):
-    u = x if conv_weight is None else backend(x).conv_forward(x, conv_weight, conv_bias, index)
+def _scan_parameters(params: Tensor, dt_weight: Tensor, states: int) -> tuple[Tensor, ...]:
+    """dt, B and C of every step and direction."""
     B, C = params[..., -2 * states : -states], params[..., -states:]
-    return u, _step_sizes(params, dt_weight), B, C
+    return _step_sizes(params, dt_weight), B, C
 
 
 @torch.library.custom_op(
@@ -53,10 +75,9 @@ def _scan_inputs(x, conv_weight, conv_bias, index, params, dt_weight, states):
 def _branches(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
     kernels = backend(x)
     u = x if conv_weight is None else kernels.conv_forward(x, conv_weight, conv_bias, index)
-    params = _project(u, x_proj.to(u.dtype))
-    states = A.shape[2]
-    B, C = params[..., -2 * states : -states], params[..., -states:]
-    dt = _step_sizes(params, dt_weight.to(u.dtype))
+    x_proj, dt_weight = _aligned_weights(x_proj, dt_weight, u.dtype)
+    params = _project(u, x_proj)
+    dt, B, C = _scan_parameters(params, dt_weight, A.shape[2])
     y, kept = kernels.scan_forward(
         u, dt, A, B, C, D, None, dt_bias, index, x.shape[1], True, save
     )
@@ -66,7 +87,7 @@ def _branches(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index
 @_branches.register_fake
 def _(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
     batch, length, channels = x.shape
-    directions, width = x_proj.shape[:2]
+    directions, width = x_proj.shape[0], _padded_rank(dt_weight.shape[2]) + 2 * A.shape[2]
     y = x.new_empty((batch, directions, length, channels))
     if conv_weight is None:
         params = x.new_empty((batch, length, directions, width)).transpose(1, 2)
@@ -89,30 +110,29 @@ def _branches_backward(
     dy, x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, params, kept
 ):
     kernels = backend(x)
-    x_proj_weight, dt_proj_weight = x_proj.to(x.dtype), dt_weight.to(x.dtype)
-    states, rank = A.shape[2], dt_weight.shape[2]
+    x_proj_weight, dt_proj_weight = _aligned_weights(x_proj, dt_weight, x.dtype)
+    rank, padded = dt_weight.shape[2], dt_proj_weight.shape[2]
     u = x if conv_weight is None else kernels.conv_forward(x, conv_weight, conv_bias, index)
-    dt = _step_sizes(params, dt_proj_weight)
-    B, C = params[..., rank : rank + states], params[..., rank + states :]
+    dt, B, C = _scan_parameters(params, dt_proj_weight, A.shape[2])
     du, ddt, dA, dB, dC, dD, _, ddt_bias = kernels.scan_backward(
         dy, u, dt, A, B, C, D, None, dt_bias, index, x.shape[1], True, kept
     )
     ddt = _per_direction(ddt)
-    ddt_weight = torch.bmm(ddt.transpose(1, 2), _per_direction(params[..., :rank]))
-    dfactor = torch.bmm(ddt, dt_proj_weight).unflatten(1, (u.shape[0], u.shape[-2]))
-    dparams = torch.cat((dfactor.transpose(0, 1), dB, dC), dim=-1)  # [B, K, T, M]
+    ddt_weight = torch.bmm(ddt.transpose(1, 2), _per_direction(params[..., :padded]))[..., :rank]
+    dfactor = torch.bmm(ddt, dt_proj_weight)
+    dparams = torch.cat((dfactor, _per_direction(dB), _per_direction(dC)), dim=-1)  # [K, B * T, M]
     if conv_weight is None:
-        tokens = dparams.transpose(1, 2).flatten(2).flatten(0, 1)  # [B * L, K * M]
+        tokens = dparams.transpose(0, 1).flatten(1)  # [B * L, K * M]
         flat = u.reshape(tokens.shape[0], -1)
-        dx_proj = (tokens.t() @ flat).view_as(x_proj)
+        dx_proj = (tokens.t() @ flat).view_as(x_proj_weight)
         dx = torch.addmm(du.reshape_as(flat), tokens, x_proj_weight.flatten(0, 1)).view_as(x)
         dconv_weight = dconv_bias = None
     else:
-        rows = _per_direction(dparams)
-        dx_proj = torch.bmm(rows.transpose(1, 2), _per_direction(u))
-        du = torch.baddbmm(_per_direction(du), rows, x_proj_weight)
+        dx_proj = torch.bmm(dparams.transpose(1, 2), _per_direction(u))
+        du = torch.baddbmm(_per_direction(du), dparams, x_proj_weight)
         du = du.unflatten(1, (u.shape[0], u.shape[2])).transpose(0, 1)
         dx, dconv_weight, dconv_bias = kernels.conv_backward(du, x, conv_weight, conv_bias, index)
+    dx_proj = torch.cat((dx_proj[:, :rank], dx_proj[:, padded:]), dim=1)
     gradients = (dx, dconv_weight, dconv_bias, dx_proj, ddt_weight, ddt_bias, dA, dD)
     inputs = (x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D)
     cast = [g if g is None else g.to(i.dtype) for g, i in zip(gradients, inputs, strict=True)]

@@ -129,3 +129,28 @@ def merge_branches_reference(
     if z is not None:
         out = out * F.silu(z.to(dtype))
     return out.to(y.dtype)
+
+
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns neighbouring pairs of channels by the angles of the tables [1, L, C]."""
+    turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+    return x * cos + turned * sin
+
+
+def residual_norm_reference(
+    hidden: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    eps: float = 1e-5,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`ops.residual_norm`: the same arguments and results, any floating dtype."""
+    stream = hidden.to(accumulation_dtype(hidden.dtype))
+    if residual is not None:
+        stream = residual + stream
+    if cos is not None and sin is not None:
+        stream = turn_pairs(stream, cos, sin)
+    normed = torch.rms_norm(stream, stream.shape[-1:], weight.to(stream.dtype), eps)
+    return normed.to(dtype or weight.dtype), stream

@@ -14,8 +14,10 @@ from .reference import (
     gather_tokens,
     merge_branches_reference,
     pool_branches_reference,
+    residual_norm_reference,
     scatter_tokens,
     selective_scan_reference,
+    turn_pairs,
 )
 
 
@@ -170,3 +172,22 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
     dtoken = (dout * y * channel).sum(3) if token_weights is not None else None
     dy = (dout * channel * token).expand_as(y)
     return _like([dy, dchannel, dtoken, dz, dnorm_weight, dnorm_bias], inputs)
+
+
+def norm_forward(hidden, residual, weight, cos, sin, eps, dtype):
+    normed, stream = residual_norm_reference(hidden, residual, weight, cos, sin, eps, dtype)
+    return normed, stream.clone() if stream is hidden else stream
+
+
+def norm_backward(dnormed, dstream, stream, weight, cos, sin, eps, hidden_dtype):
+    dnormed = dnormed.to(stream.dtype)
+    rstd = torch.rsqrt(stream.square().mean(-1, keepdim=True) + eps)
+    xhat = stream * rstd
+    dweight = (dnormed * xhat).flatten(0, -2).sum(0)
+    g = dnormed * weight.to(stream.dtype)
+    dx = rstd * (g - xhat * (g * xhat).mean(-1, keepdim=True))
+    if dstream is not None:
+        dx = dx + dstream
+    if cos is not None:
+        dx = turn_pairs(dx, cos, -sin)
+    return dx.to(hidden_dtype, copy=True), dx.to(stream.dtype), dweight.to(weight.dtype)

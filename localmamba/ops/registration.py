@@ -1,12 +1,28 @@
 """What every custom op of this package needs besides its kernel."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.library import CustomOpDef
 
 _LIBRARY = torch.library.Library("localmamba", "IMPL")
+
+
+def _register_rule(op: CustomOpDef, change: Callable[[list, torch.dtype], list]) -> None:
+    """Under autocast, runs an op on `change(arguments, autocast's dtype)`."""
+
+    def rule_for(device_type: str):
+        def rule(*args):
+            changed = change(list(args), torch.get_autocast_dtype(device_type))
+            with torch.autocast(device_type, enabled=False):
+                return op._opoverload(*changed)
+
+        return rule
+
+    name = op._qualname.removeprefix("localmamba::")
+    _LIBRARY.impl(name, rule_for("cuda"), "AutocastCUDA")
+    _LIBRARY.impl(name, rule_for("cpu"), "AutocastCPU")
 
 
 def register_autocast(op: CustomOpDef, activations: Sequence[int]) -> None:
@@ -16,21 +32,23 @@ def register_autocast(op: CustomOpDef, activations: Sequence[int]) -> None:
     take inputs of mixed dtypes, so only activations follow autocast.
     """
 
-    def rule_for(device_type: str):
-        def rule(*args):
-            dtype = torch.get_autocast_dtype(device_type)
-            cast = [
-                arg.to(dtype) if i in activations and isinstance(arg, Tensor) else arg
-                for i, arg in enumerate(args)
-            ]
-            with torch.autocast(device_type, enabled=False):
-                return op._opoverload(*cast)
+    def cast(args, dtype):
+        for i in activations:
+            if isinstance(args[i], Tensor):
+                args[i] = args[i].to(dtype)
+        return args
 
-        return rule
+    _register_rule(op, cast)
 
-    name = op._qualname.removeprefix("localmamba::")
-    _LIBRARY.impl(name, rule_for("cuda"), "AutocastCUDA")
-    _LIBRARY.impl(name, rule_for("cpu"), "AutocastCPU")
+
+def register_autocast_dtype(op: CustomOpDef, argument: int) -> None:
+    """Under autocast, makes its dtype the argument at this position: the dtype of the result."""
+
+    def cast(args, dtype):
+        args[argument] = dtype
+        return args
+
+    _register_rule(op, cast)
 
 
 def present(tensors: Sequence[Tensor | None]) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """The CPU kernels, in Numba, behind the interface of `ops.backends`: float32 inside."""
 
+from ..reference_backend import norm_backward, norm_forward
 from .conv import conv_backward, conv_forward
 from .merge import merge_backward, merge_forward
 from .pool import pool_backward, pool_forward
@@ -10,6 +11,8 @@ __all__ = [
     "conv_forward",
     "merge_backward",
     "merge_forward",
+    "norm_backward",
+    "norm_forward",
     "pool_backward",
     "pool_forward",
     "scan_backward",

@@ -2,6 +2,7 @@
 
 from .conv import conv_backward, conv_forward
 from .merge import merge_backward, merge_forward
+from .norm import norm_backward, norm_forward
 from .pool import pool_backward, pool_forward
 from .scan import scan_backward, scan_forward
 
@@ -10,6 +11,8 @@ __all__ = [
     "conv_forward",
     "merge_backward",
     "merge_forward",
+    "norm_backward",
+    "norm_forward",
     "pool_backward",
     "pool_forward",
     "scan_backward",

@@ -89,9 +89,12 @@ def pool_backward_kernel(
 
 
 def row_block(channels: int) -> tuple[int, int, int]:
-    """Channels rounded up to a power of two, rows of a tile, warps."""
+    """Channels rounded up to a power of two, rows of a tile, warps.
+
+    One warp as long as a row fits its registers: sums over a row then never leave it.
+    """
     block = triton.next_power_of_2(channels)
-    return block, max(1, 2048 // block), 4 if block <= 2048 else 8
+    return block, max(1, 1024 // block), max(1, block // 2048)
 
 
 def pool_forward(y, z, weight, bias, eps):

@@ -487,9 +487,11 @@ extern "C" __global__ void __launch_bounds__(WARP) scan_backward(
   const element* p_bc = eight < 2 ? rows_of(B, {B_b, B_k, B_t}, s, eight)
                                   : rows_of(C, {C_b, C_k, C_t}, s, eight - 2);
   int bc_t = eight < 2 ? B_t : C_t;
-  element* p_du = du + s.bk * (i64)rows * channels + base + eight * 8;
-  element* p_ddt = ddt + s.bk * (i64)rows * channels + base + eight * 8;
-  float* p_dbc = dBC + (s.bk * blocks + s.block) * (i64)rows * (2 * N) + eight * 8;
+  // Gradients of rows leave with directions before images, as the batched products after them want.
+  i64 kb = s.k * (i64)(gridDim.x / (blocks * K)) + s.b;
+  element* p_du = du + kb * rows * channels + base + eight * 8;
+  element* p_ddt = ddt + kb * rows * channels + base + eight * 8;
+  float* p_dbc = dBC + (kb * blocks + s.block) * rows * (2 * N) + eight * 8;
 #if HAS_INDEX
   index += (i64)s.k * steps;
 #endif

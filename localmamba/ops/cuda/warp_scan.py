@@ -8,6 +8,7 @@ import triton
 from torch import Tensor
 
 from ..backends import CHUNK
+from ..causal_conv import scan_major
 from . import nvrtc
 from .common import WAVE, Launch, device_of, sequence_strides
 from .triton_scan_forward import combine_segments
@@ -123,9 +124,8 @@ def scan_backward(dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, state
     shape = _launch_shape(batch, directions, channels, chunks)
     blocks = channels // _WARP
     sums = (batch, directions, shape.segments)
-    du = torch.empty((batch, directions, rows, channels), dtype=u.dtype, device=u.device)
-    ddt = torch.empty_like(du)
-    dBC = _float32(u, batch, directions, blocks, rows, 2 * n_states)
+    du, ddt = (scan_major(batch, directions, rows, channels, like=u) for _ in range(2))
+    dBC = _float32(u, directions, batch, blocks, rows, 2 * n_states)
     dA = _float32(u, *sums, channels, n_states)
     dD = None if D is None else _float32(u, *sums, channels)
     dbias = None if dt_bias is None else _float32(u, *sums, channels)
@@ -152,7 +152,7 @@ def scan_backward(dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, state
                 directions, blocks, steps, rows, channels, chunks,
                 shape.segment_chunks, shape.segments,
             )  # fmt: skip
-    dBC = dBC.sum(2) if blocks > 1 else dBC[:, :, 0]
+    dBC = (dBC.sum(2) if blocks > 1 else dBC[:, :, 0]).transpose(0, 1)
     gradients = (
         du.sum(1) if u.dim() == 3 else du,
         ddt,

@@ -1,0 +1,103 @@
+"""One step of the residual stream: add, turn by the rotary embedding, normalise. Custom op, autograd.
+
+The plain models' block begins so (Vim's "fused add norm"; rotary embedding of hidden tokens and
+residual alike, which is one turn of their sum). In one pass over memory on a GPU.
+"""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .backends import backend
+from .reference import accumulation_dtype
+from .registration import contiguous, register_autocast_dtype
+
+_TENSORS = "Tensor hidden, Tensor? residual, Tensor weight, Tensor? cos, Tensor? sin"
+
+
+@torch.library.custom_op(
+    "localmamba::residual_norm",
+    mutates_args=(),
+    schema=f"({_TENSORS}, float eps, ScalarType dtype) -> (Tensor, Tensor)",
+)
+def _norm(hidden, residual, weight, cos, sin, eps, dtype):
+    return backend(hidden).norm_forward(hidden, residual, weight, cos, sin, eps, dtype)
+
+
+@_norm.register_fake
+def _(hidden, residual, weight, cos, sin, eps, dtype):
+    stream = hidden.new_empty(hidden.shape, dtype=accumulation_dtype(hidden.dtype))
+    return hidden.new_empty(hidden.shape, dtype=dtype), stream
+
+
+@torch.library.custom_op(
+    "localmamba::residual_norm_backward",
+    mutates_args=(),
+    schema=(
+        "(Tensor dnormed, Tensor? dstream, Tensor stream, Tensor weight, Tensor? cos, Tensor? sin, "
+        "float eps, ScalarType hidden_dtype) -> (Tensor, Tensor, Tensor)"
+    ),
+)
+def _norm_backward(dnormed, dstream, stream, weight, cos, sin, eps, hidden_dtype):
+    gradients = backend(stream).norm_backward(
+        dnormed, dstream, stream, weight, cos, sin, eps, hidden_dtype
+    )
+    return tuple(contiguous(gradients))
+
+
+@_norm_backward.register_fake
+def _(dnormed, dstream, stream, weight, cos, sin, eps, hidden_dtype):
+    return (
+        stream.new_empty(stream.shape, dtype=hidden_dtype),
+        stream.new_empty(stream.shape),
+        weight.new_empty(weight.shape),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    hidden, residual, weight, cos, sin, ctx.eps, _ = inputs
+    ctx.hidden_dtype, ctx.has_residual = hidden.dtype, residual is not None
+    ctx.save_for_backward(output[1], weight, cos, sin)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dnormed, dstream):
+    stream, weight, cos, sin = ctx.saved_tensors
+    if dnormed is None:
+        dnormed = torch.zeros_like(stream)
+    dhidden, dresidual, dweight = _norm_backward(
+        dnormed, dstream, stream, weight, cos, sin, ctx.eps, ctx.hidden_dtype
+    )
+    return dhidden, dresidual if ctx.has_residual else None, dweight, None, None, None, None
+
+
+_norm.register_autograd(_backward, setup_context=_setup_context)
+register_autocast_dtype(_norm, argument=6)
+
+
+def residual_norm(
+    hidden: Tensor,
+    residual: Optional[Tensor],  # noqa: UP045 - TorchScript reads these
+    weight: Tensor,
+    cos: Optional[Tensor] = None,  # noqa: UP045
+    sin: Optional[Tensor] = None,  # noqa: UP045
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Adds hidden tokens to the residual stream, turns the sum, and normalises it by its RMS.
+
+    Args:
+        hidden: What the block before put out, [B, L, C].
+        residual: The stream that it is added to, [B, L, C]; None for the first block.
+        weight: Of the RMS norm, [C].
+        cos: Rotary table, [1, L, C], each angle twice; None for no rotation.
+        sin: Rotary table, [1, L, C].
+        eps: Of the norm.
+
+    Returns:
+        The normalised tokens, [B, L, C] in the dtype of `weight` (of autocast, under it), and the
+        new stream, [B, L, C], in float32 (float64 for float64 tokens).
+    """
+    return torch.ops.localmamba.residual_norm(
+        hidden, residual, weight, cos, sin, eps, weight.dtype
+    )
