@@ -149,7 +149,9 @@ def scan_backward_kernel(
     p_ddt = ddt + i_bk * rows * channels + o_d
     p_dB = dB + (i_bk * blocks + i_d) * rows * n_states + o_n
     p_dC = dC + (i_bk * blocks + i_d) * rows * n_states + o_n
-    p_index = index + i_k * steps
+    p_index = index
+    if HAS_INDEX:
+        p_index += i_k * steps
 
     i_program = (i_bk * segments + i_s) * blocks + i_d
     p_scratch = scratch + i_program * (CHUNK // GROUP) * BN * BD

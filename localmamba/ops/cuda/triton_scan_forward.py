@@ -59,7 +59,9 @@ def scan_forward_kernel(
     p_B = B + i_b * B_b + i_k * B_k + o_n
     p_C = C + i_b * C_b + i_k * C_k + o_n
     p_y = y + i_bk.to(tl.int64) * length * channels + o_d
-    p_index = index + i_k * steps
+    p_index = index
+    if HAS_INDEX:
+        p_index += i_k * steps
     o_state = o_n[:, None] * channels + o_d[None, :]
 
     b_h = tl.zeros([BN, BD], tl.float32)
