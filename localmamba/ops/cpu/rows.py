@@ -33,15 +33,18 @@ class Rows(NamedTuple):
         image: From b to b + 1; 0 if the images share their rows.
         direction: From k to k + 1; 0 if the directions share their rows.
         step: From t to t + 1.
+        count: T. Tokens of an index from there on read as padding, so that no index, however
+            wrong, makes a kernel leave the tensor.
     """
 
     base: int
     image: int
     direction: int
     step: int
+    count: int
 
 
-NOTHING = Rows(0, 0, 0, 0)
+NOTHING = Rows(0, 0, 0, 0, 0)
 
 
 def floats(x: Tensor | None) -> Tensor | None:
@@ -57,7 +60,8 @@ def rows(x: Tensor | None, axes: str = "bkt") -> Rows:
     if x is None:
         return NOTHING
     strides = {axis: 4 * x.stride(i) for i, axis in enumerate(axes)}
-    return Rows(x.data_ptr(), strides.get("b", 0), strides.get("k", 0), strides.get("t", 0))
+    count = x.shape[axes.index("t")] if "t" in axes else 1
+    return Rows(x.data_ptr(), *(strides.get(axis, 0) for axis in "bkt"), count)
 
 
 def int32_index(index: Tensor | None) -> tuple[Tensor | None, int]:
@@ -118,22 +122,22 @@ class Window(NamedTuple):
 
 
 @function
-def _gather(source, step_bytes, tokens, window, to, to_bytes):
+def _gather(source, step_bytes, rows_there, tokens, window, to, to_bytes):
     stay_a_function()
     for step in range(window.count):
         token = token_at(tokens, window.first + step)
         x = splat(0.0)
-        if token >= 0:
+        if 0 <= token < rows_there:
             x = load(source + token * step_bytes, window.lanes)
         store_vector(to + step * to_bytes, x)
 
 
 @function
-def _scatter(source, source_bytes, to, step_bytes, tokens, window, add):
+def _scatter(source, source_bytes, to, step_bytes, rows_there, tokens, window, add):
     stay_a_function()
     for step in range(window.count):
         token = token_at(tokens, window.first + step)
-        if token >= 0:
+        if 0 <= token < rows_there:
             address = to + token * step_bytes
             x = load_vector(source + step * source_bytes)
             if add:
@@ -144,13 +148,14 @@ def _scatter(source, source_bytes, to, step_bytes, tokens, window, add):
 @inline
 def take(x, b, k, tokens, window, to, to_bytes):
     """Copies part of the rows of (b, k) to scratch memory, zeros for padding."""
-    _gather(row(x, b, k, 0) + window.at, x.step, tokens, window, to, to_bytes)
+    _gather(row(x, b, k, 0) + window.at, x.step, x.count, tokens, window, to, to_bytes)
 
 
 @inline
 def put(x, b, k, tokens, window, source, source_bytes, add):
     """The inverse of `take`, padding dropped; with `add`, added to what stands there."""
-    _scatter(source, source_bytes, row(x, b, k, 0) + window.at, x.step, tokens, window, add)
+    to = row(x, b, k, 0) + window.at
+    _scatter(source, source_bytes, to, x.step, x.count, tokens, window, add)
 
 
 @function
