@@ -9,17 +9,13 @@ import torch
 from torch import Tensor
 
 from .backends import backend, states_shape
-from .registration import contiguous, empty_gradients, register_autocast, restore
+from .registration import contiguous, define_op, empty_gradients, register_autocast, restore
 
 
-@torch.library.custom_op(
-    "localmamba::selective_scan",
-    mutates_args=(),
-    schema=(
-        "(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-        "Tensor? dt_bias, Tensor? index, SymInt length, bool softplus, bool save) "
-        "-> (Tensor, Tensor)"
-    ),
+@define_op(
+    "selective_scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? dt_bias, Tensor? index, SymInt length, bool softplus, bool save) "
+    "-> (Tensor, Tensor)"
 )
 def _scan(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
     return backend(u).scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save)
@@ -32,19 +28,13 @@ def _(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
     return y, u.new_empty(states_shape(u, A, steps, save), dtype=torch.float32)
 
 
-@torch.library.custom_op(
-    "localmamba::selective_scan_backward",
-    mutates_args=(),
-    schema=(
-        "(Tensor dy, Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-        "Tensor? dt_bias, Tensor? index, SymInt length, bool softplus, Tensor states) -> Tensor[]"
-    ),
+@define_op(
+    "selective_scan_backward(Tensor dy, Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? dt_bias, Tensor? index, SymInt length, bool softplus, Tensor states) -> Tensor[]"
 )
 def _scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states):
     return contiguous(
-        backend(u).scan_backward(
-            dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states
-        )
+        backend(u).scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states)
     )
 
 
@@ -137,12 +127,10 @@ def selective_scan(
                 f"index {list(index.shape)} does not fit {directions} directions of {steps} steps"
             )
     tokens = steps if length is None else length
-    if u.dim() == 3 and tokens != steps:
+    if tokens != steps and (u.dim() == 3 or index is None):
         raise ValueError(f"length {tokens} does not fit u of {steps} tokens")
     if z is not None and list(z.shape) != [u.shape[0], tokens, u.shape[-1]]:
-        raise ValueError(
-            f"z must be {[u.shape[0], tokens, u.shape[-1]]}, got {list(z.shape)}"
-        )
+        raise ValueError(f"z must be {[u.shape[0], tokens, u.shape[-1]]}, got {list(z.shape)}")
     save = torch.is_grad_enabled()
     return torch.ops.localmamba.selective_scan(
         u, dt, A, B, C, D, z, dt_bias, index, tokens, softplus, save

@@ -254,6 +254,10 @@ def test_states_not_kept_are_made_again() -> None:
         ({"index": torch.zeros(3, 15, dtype=torch.int32)}, "does not fit 4 directions"),
         ({"length": 14}, "length 14 does not fit u of 15 tokens"),
         ({"z": random(2, 15, 21)}, "z must be [2, 15, 20], got [2, 15, 21]"),
+        (
+            {"index": None, "u": random(2, 4, 15, 20), "length": 20},
+            "length 20 does not fit u of 15",
+        ),
     ],
 )
 def test_bad_input_in_one_line(change: dict, message: str) -> None:
