@@ -1,0 +1,21 @@
+"""Images to train on: named data sets and folders, their checks, augmentation and batches.
+
+A leaf: it imports nothing from the rest of localmamba.
+"""
+
+from localmamba.data.examples import Examples, Source, open_image, stratified_split
+from localmamba.data.settings import Augmentation, ImageSettings, InputSpec
+from localmamba.data.sources import DATA_NAMES, check_trainable, load_source
+
+__all__ = [
+    "DATA_NAMES",
+    "Augmentation",
+    "Examples",
+    "ImageSettings",
+    "InputSpec",
+    "Source",
+    "check_trainable",
+    "load_source",
+    "open_image",
+    "stratified_split",
+]
