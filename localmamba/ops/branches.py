@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import backend, states_shape
-from .registration import contiguous, empty_gradients, register_autocast, restore
+from .registration import contiguous, define_op, empty_gradients, register_autocast, restore
 
 
 ALIGN = 8
@@ -24,7 +24,9 @@ def _padded_rank(rank: int) -> int:
     return (rank + ALIGN - 1) // ALIGN * ALIGN
 
 
-def _aligned_weights(x_proj: Tensor, dt_weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _aligned_weights(
+    x_proj: Tensor, dt_weight: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """x_proj as [K, M, D] and dt_weight as [K, D, R'] in a dtype, with M = R' + 2N."""
     rank = dt_weight.shape[2]
     pad = _padded_rank(rank) - rank
@@ -64,13 +66,9 @@ def _scan_parameters(params: Tensor, dt_weight: Tensor, states: int) -> tuple[Te
     return _step_sizes(params, dt_weight), B, C
 
 
-@torch.library.custom_op(
-    "localmamba::s6_branches",
-    mutates_args=(),
-    schema=(
-        "(Tensor x, Tensor? conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_weight, "
-        "Tensor dt_bias, Tensor A, Tensor D, Tensor index, bool save) -> (Tensor, Tensor, Tensor)"
-    ),
+@define_op(
+    "s6_branches(Tensor x, Tensor? conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_weight, "
+    "Tensor dt_bias, Tensor A, Tensor D, Tensor index, bool save) -> (Tensor, Tensor, Tensor)"
 )
 def _branches(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
     kernels = backend(x)
@@ -78,9 +76,7 @@ def _branches(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index
     x_proj, dt_weight = _aligned_weights(x_proj, dt_weight, u.dtype)
     params = _project(u, x_proj)
     dt, B, C = _scan_parameters(params, dt_weight, A.shape[2])
-    y, kept = kernels.scan_forward(
-        u, dt, A, B, C, D, None, dt_bias, index, x.shape[1], True, save
-    )
+    y, kept = kernels.scan_forward(u, dt, A, B, C, D, None, dt_bias, index, x.shape[1], True, save)
     return y, params, kept
 
 
@@ -97,14 +93,10 @@ def _(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
     return y, params, kept
 
 
-@torch.library.custom_op(
-    "localmamba::s6_branches_backward",
-    mutates_args=(),
-    schema=(
-        "(Tensor dy, Tensor x, Tensor? conv_weight, Tensor? conv_bias, Tensor x_proj, "
-        "Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor index, Tensor params, "
-        "Tensor kept) -> Tensor[]"
-    ),
+@define_op(
+    "s6_branches_backward(Tensor dy, Tensor x, Tensor? conv_weight, Tensor? conv_bias, Tensor x_proj, "
+    "Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor index, Tensor params, "
+    "Tensor kept) -> Tensor[]"
 )
 def _branches_backward(
     dy, x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, params, kept

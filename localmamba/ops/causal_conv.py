@@ -7,14 +7,10 @@ import torch
 from torch import Tensor
 
 from .backends import backend
-from .registration import contiguous, empty_gradients, register_autocast
+from .registration import contiguous, define_op, empty_gradients, register_autocast
 
 
-@torch.library.custom_op(
-    "localmamba::causal_conv",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor bias, Tensor index) -> Tensor",
-)
+@define_op("causal_conv(Tensor x, Tensor weight, Tensor bias, Tensor index) -> Tensor")
 def _conv(x, weight, bias, index):
     return backend(x).conv_forward(x, weight, bias, index)
 
@@ -29,10 +25,8 @@ def _(x, weight, bias, index):
     return scan_major(x.shape[0], *index.shape, x.shape[2], like=x)
 
 
-@torch.library.custom_op(
-    "localmamba::causal_conv_backward",
-    mutates_args=(),
-    schema="(Tensor du, Tensor x, Tensor weight, Tensor bias, Tensor index) -> Tensor[]",
+@define_op(
+    "causal_conv_backward(Tensor du, Tensor x, Tensor weight, Tensor bias, Tensor index) -> Tensor[]"
 )
 def _conv_backward(du, x, weight, bias, index):
     return contiguous(backend(x).conv_backward(du, x, weight, bias, index))
@@ -76,9 +70,7 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tenso
         raise ValueError(f"x must be [B, L, D], got {x.dim()} axes")
     directions, channels = index.shape[0], x.shape[2]
     if weight.dim() != 3 or list(weight.shape[:2]) != [directions, channels]:
-        raise ValueError(
-            f"weight must be [{directions}, {channels}, W], got {list(weight.shape)}"
-        )
+        raise ValueError(f"weight must be [{directions}, {channels}, W], got {list(weight.shape)}")
     if list(bias.shape) != [directions, channels]:
         raise ValueError(f"bias must be [{directions}, {channels}], got {list(bias.shape)}")
     return torch.ops.localmamba.causal_conv(x, weight, bias, index)

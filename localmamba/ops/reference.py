@@ -123,9 +123,7 @@ def merge_branches_reference(
         out = out * token_weights.to(dtype)[..., None]
     out = out.sum(1)
     if norm_weight is not None and norm_bias is not None:
-        out = F.layer_norm(
-            out, out.shape[-1:], norm_weight.to(dtype), norm_bias.to(dtype), eps
-        )
+        out = F.layer_norm(out, out.shape[-1:], norm_weight.to(dtype), norm_bias.to(dtype), eps)
     if z is not None:
         out = out * F.silu(z.to(dtype))
     return out.to(y.dtype)

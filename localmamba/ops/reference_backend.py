@@ -103,9 +103,7 @@ def conv_backward(du, x, weight, bias, index):
     du, x, weight, bias = (t.to(dtype) for t in (du, x, weight, bias))
     tokens = F.pad(gather_tokens(x, index), (0, 0, width - 1, 0))
     taps = [tokens[:, :, tap : tap + steps] for tap in range(width)]
-    before_silu = bias[:, None] + sum(
-        weight[:, None, :, tap] * taps[tap] for tap in range(width)
-    )
+    before_silu = bias[:, None] + sum(weight[:, None, :, tap] * taps[tap] for tap in range(width))
     du = du * _silu_grad(before_silu)
     dweight = torch.stack([(du * taps[tap]).sum((0, 2)) for tap in range(width)], dim=-1)
     dtokens = torch.zeros_like(tokens)

@@ -11,16 +11,12 @@ from torch import Tensor
 
 from .backends import backend
 from .reference import accumulation_dtype
-from .registration import contiguous, register_autocast_dtype
+from .registration import contiguous, define_op, register_autocast_dtype
 
 _TENSORS = "Tensor hidden, Tensor? residual, Tensor weight, Tensor? cos, Tensor? sin"
 
 
-@torch.library.custom_op(
-    "localmamba::residual_norm",
-    mutates_args=(),
-    schema=f"({_TENSORS}, float eps, ScalarType dtype) -> (Tensor, Tensor)",
-)
+@define_op(f"residual_norm({_TENSORS}, float eps, ScalarType dtype) -> (Tensor, Tensor)")
 def _norm(hidden, residual, weight, cos, sin, eps, dtype):
     return backend(hidden).norm_forward(hidden, residual, weight, cos, sin, eps, dtype)
 
@@ -31,13 +27,9 @@ def _(hidden, residual, weight, cos, sin, eps, dtype):
     return hidden.new_empty(hidden.shape, dtype=dtype), stream
 
 
-@torch.library.custom_op(
-    "localmamba::residual_norm_backward",
-    mutates_args=(),
-    schema=(
-        "(Tensor dnormed, Tensor? dstream, Tensor stream, Tensor weight, Tensor? cos, Tensor? sin, "
-        "float eps, ScalarType hidden_dtype) -> (Tensor, Tensor, Tensor)"
-    ),
+@define_op(
+    "residual_norm_backward(Tensor dnormed, Tensor? dstream, Tensor stream, Tensor weight, Tensor? cos, Tensor? sin, "
+    "float eps, ScalarType hidden_dtype) -> (Tensor, Tensor, Tensor)"
 )
 def _norm_backward(dnormed, dstream, stream, weight, cos, sin, eps, hidden_dtype):
     gradients = backend(stream).norm_backward(
@@ -98,6 +90,4 @@ def residual_norm(
         The normalised tokens, [B, L, C] in the dtype of `weight` (of autocast, under it), and the
         new stream, [B, L, C], in float32 (float64 for float64 tokens).
     """
-    return torch.ops.localmamba.residual_norm(
-        hidden, residual, weight, cos, sin, eps, weight.dtype
-    )
+    return torch.ops.localmamba.residual_norm(hidden, residual, weight, cos, sin, eps, weight.dtype)

@@ -22,6 +22,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from .registration import define_op
+
 Grid = tuple[int, int]
 
 PADDING = -1
@@ -189,12 +191,8 @@ def _index_tensor(
     return torch.from_numpy(index_table(directions, grid, class_token).copy()).to(device)
 
 
-@torch.library.custom_op(
-    "localmamba::scan_index",
-    mutates_args=(),
-    schema=(
-        "(Tensor like, str[] directions, SymInt height, SymInt width, SymInt class_token) -> Tensor"
-    ),
+@define_op(
+    "scan_index(Tensor like, str[] directions, SymInt height, SymInt width, SymInt class_token) -> Tensor"
 )
 def _scan_index(like, directions, height, width, class_token):
     # A copy: compiled programs reuse the memory of an op's result.

@@ -11,14 +11,10 @@ from torch import Tensor
 
 from .backends import backend
 from .reference import accumulation_dtype
-from .registration import contiguous, empty_gradients, restore
+from .registration import contiguous, define_op, empty_gradients, restore
 
 
-@torch.library.custom_op(
-    "localmamba::pool_branches",
-    mutates_args=(),
-    schema="(Tensor y, Tensor? z, Tensor weight, Tensor bias, float eps) -> Tensor",
-)
+@define_op("pool_branches(Tensor y, Tensor? z, Tensor weight, Tensor bias, float eps) -> Tensor")
 def _pool(y, z, weight, bias, eps):
     return backend(y).pool_forward(y, z, weight, bias, eps)
 
@@ -28,12 +24,8 @@ def _(y, z, weight, bias, eps):
     return y.new_empty((y.shape[0], y.shape[1], y.shape[3]), dtype=accumulation_dtype(y.dtype))
 
 
-@torch.library.custom_op(
-    "localmamba::pool_branches_backward",
-    mutates_args=(),
-    schema=(
-        "(Tensor dpooled, Tensor y, Tensor? z, Tensor weight, Tensor bias, float eps) -> Tensor[]"
-    ),
+@define_op(
+    "pool_branches_backward(Tensor dpooled, Tensor y, Tensor? z, Tensor weight, Tensor bias, float eps) -> Tensor[]"
 )
 def _pool_backward(dpooled, y, z, weight, bias, eps):
     return contiguous(backend(y).pool_backward(dpooled, y, z, weight, bias, eps))
@@ -85,11 +77,7 @@ _MERGE_TENSORS = (
 )
 
 
-@torch.library.custom_op(
-    "localmamba::merge_branches",
-    mutates_args=(),
-    schema=f"({_MERGE_TENSORS}, float eps) -> Tensor",
-)
+@define_op(f"merge_branches({_MERGE_TENSORS}, float eps) -> Tensor")
 def _merge(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
     return backend(y).merge_forward(
         y, channel_weights, token_weights, z, norm_weight, norm_bias, eps
@@ -101,11 +89,7 @@ def _(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
     return y.new_empty((y.shape[0], y.shape[2], y.shape[3]))
 
 
-@torch.library.custom_op(
-    "localmamba::merge_branches_backward",
-    mutates_args=(),
-    schema=f"(Tensor dout, {_MERGE_TENSORS}, float eps) -> Tensor[]",
-)
+@define_op(f"merge_branches_backward(Tensor dout, {_MERGE_TENSORS}, float eps) -> Tensor[]")
 def _merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
     return contiguous(
         backend(y).merge_backward(
