@@ -134,7 +134,7 @@ def pool_backward(dpooled, y, z, weight, bias, eps):
     if y.numel() > 0:
         with device_of(y):
             pool_backward_kernel[(blocks, batch)](
-                dpooled, y, z, weight, dy, dz, sums,
+                dpooled, y, z, unit_stride(weight), dy, dz, sums,
                 *((0, 0) if z is None else z.stride()[:2]),
                 directions, length, channels, blocks, eps,
                 HAS_Z=z is not None, BT=rows, BD=block, num_warps=warps,
