@@ -1,0 +1,95 @@
+"""S6 parameters, SCAttn, norm, positions and patch merging, each alone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from localmamba.layers import AxialRotary, PatchMerging, RMSNorm, S6Branches, SCAttn, resize_table
+
+
+def test_s6_starts_as_mamba_does() -> None:
+    s6 = S6Branches(4, 32, d_state=8, dt_rank=3, conv_width=4)
+    torch.testing.assert_close(s6.A_log.exp(), torch.arange(1.0, 9).expand(4, 32, 8))
+    assert (s6.D == 1).all()
+    dt = F.softplus(s6.dt_bias)
+    assert dt.min() > 0.9e-3
+    assert dt.max() < 0.11
+    assert s6.dt_weight.abs().max() <= 3**-0.5
+    assert 0.01 < s6.x_proj.std() < 0.03
+
+
+def test_each_direction_has_a_matrix_of_its_own() -> None:
+    """In the release all directions of a block shared one storage until moved to a GPU."""
+    s6 = S6Branches(3, 4, d_state=2)
+    loaded = torch.arange(24.0).view(3, 4, 2)
+    s6.load_state_dict({**s6.state_dict(), "A_log": loaded})
+    torch.testing.assert_close(s6.A_log.detach(), loaded)
+    assert len({s6.A_log[k].data_ptr() for k in range(3)}) == 3
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_scattn_weights_are_the_papers(gated: bool) -> None:
+    attn = SCAttn(16, kind="channel+spatial").double()
+    y = torch.randn(2, 3, 5, 16, dtype=torch.float64)
+    z = torch.randn(2, 5, 16, dtype=torch.float64) if gated else None
+    channel, token = attn(y, z)
+    normed = attn.norm(y if z is None else y * F.silu(z)[:, None])
+    pooled = F.gelu(attn.global_reduce(normed.mean(2)))
+    torch.testing.assert_close(channel, attn.channel_select(pooled).sigmoid())
+    local = F.gelu(attn.local_reduce(normed))
+    joined = torch.cat((local, pooled[:, :, None].expand_as(local)), dim=-1)
+    torch.testing.assert_close(token, attn.spatial_select(joined).sigmoid()[..., 0])
+
+
+def test_scattn_channel_has_no_token_weights() -> None:
+    attn = SCAttn(16)
+    channel, token = attn(torch.randn(2, 3, 5, 16))
+    assert channel.shape == (2, 3, 16)
+    assert token is None
+    assert not any("local" in name or "spatial" in name for name in attn.state_dict())
+
+
+def test_rms_norm_keeps_the_weights_dtype() -> None:
+    x = torch.randn(2, 5, 8)
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(RMSNorm(8)(x), expected)
+    assert RMSNorm(8).bfloat16()(x).dtype == torch.bfloat16
+
+
+def test_a_table_on_its_own_grid_is_itself() -> None:
+    table = torch.randn(1, 12, 4)
+    assert resize_table(table, (3, 4), 3, 4) is table
+
+
+@pytest.mark.parametrize("grid", [(7, 9), (4, 3), (3, 4)], ids=str)
+def test_a_class_token_stays_in_the_middle(grid: tuple[int, int]) -> None:
+    table = torch.randn(1, 13, 4)
+    resized = resize_table(table, (3, 4), *grid, class_token=True)
+    middle = grid[0] * grid[1] // 2
+    torch.testing.assert_close(resized[:, middle], table[:, 6])
+    tokens = torch.cat((table[:, :6], table[:, 7:]), dim=1)
+    others = torch.cat((resized[:, :middle], resized[:, middle + 1 :]), dim=1)
+    torch.testing.assert_close(others, resize_table(tokens, (3, 4), *grid))
+
+
+def test_rotary_half_by_row_half_by_column() -> None:
+    rotary = AxialRotary(8, (3, 5))
+    cos = rotary.cos.unflatten(1, (3, 5))
+    assert (cos[..., :4] == cos[:, :, :1, :4]).all()
+    assert (cos[..., 4:] == cos[:, :1, :, 4:]).all()
+    torch.testing.assert_close(cos[0, :, 0, 0], torch.cos(torch.arange(3) / 3 * 14))
+    torch.testing.assert_close(rotary.cos**2 + rotary.sin**2, torch.ones(1, 15, 8))
+
+
+def test_rotary_needs_pairs_on_both_axes() -> None:
+    with pytest.raises(ValueError, match="divisible by 4"):
+        AxialRotary(6, (2, 2))
+
+
+def test_patch_merging_pads_odd_sides() -> None:
+    merge = PatchMerging(4, 8)
+    x = torch.randn(1, 5, 3, 4)
+    torch.testing.assert_close(merge(x), merge(F.pad(x, (0, 0, 0, 1, 0, 1))))
+    assert merge(x).shape == (1, 3, 2, 8)
+    first = torch.cat((x[0, 0, 0], x[0, 1, 0], x[0, 0, 1], x[0, 1, 1]))
+    torch.testing.assert_close(merge(x)[0, 0, 0], merge.reduction(merge.norm(first)))
