@@ -81,12 +81,14 @@ class LocalVimBlock(nn.Module):
         if residual is not None:
             hidden = self.drop_path(hidden)
         # Rotation is linear: one turn of the sum is the release's turns of both its parts.
-        normed, stream = residual_norm(hidden, residual, self.norm.weight, cos, sin, self.norm.eps)
+        normed, stream = residual_norm(hidden, residual, self.norm.weight, None, cos, sin, self.norm.eps)
         return self.mixer(normed, height, width), stream
 
 
 class LocalVMambaBlock(nn.Module):
-    """x + droppath(SS2D(LayerNorm(x))).
+    """residual = residual + hidden; hidden = droppath(SS2D(LayerNorm(residual))).
+
+    The residual stream is float32 (float64 for a float64 model) whatever the dtype of the mixer.
 
     Args:
         dim: Width C.
@@ -118,6 +120,17 @@ class LocalVMambaBlock(nn.Module):
         self.mixer = SS2D(dim, directions, scattn, search, expand, d_state, **dd)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, C] -> [B, H, W, C]."""
-        return x + self.drop_path(self.mixer(self.norm(x)))
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One step of the residual stream.
+
+        Args:
+            hidden: What the block before put out, [B, H, W, C].
+            residual: The stream before that is added, [B, H, W, C]; None for the first block.
+
+        Returns:
+            The mixer's output and the stream that it is to be added to, both [B, H, W, C].
+        """
+        normed, stream = residual_norm(
+            hidden, residual, self.norm.weight, self.norm.bias, None, None, self.norm.eps
+        )
+        return self.drop_path(self.mixer(normed)), stream

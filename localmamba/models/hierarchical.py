@@ -48,13 +48,14 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), dim], or the same H and W."""
-        x = self.downsample(x)
+        hidden = x = self.downsample(x)
+        residual: Tensor | None = None
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x)
+                hidden, residual = checkpoint(block, hidden, residual)
             else:
-                x = block(x)
-        return x
+                hidden, residual = block(hidden, residual)
+        return x if residual is None else (residual + hidden).to(x.dtype)
 
 
 class LocalVMamba(nn.Module):

@@ -13,9 +13,9 @@ contiguous, index int32) and which know nothing of autograd:
     merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps) -> out
     merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_bias, eps)
         -> dy, dchannel_weights, dtoken_weights, dz, dnorm_weight, dnorm_bias
-    norm_forward(hidden, residual, weight, cos, sin, eps, dtype) -> normed, stream
-    norm_backward(dnormed, dstream, stream, weight, cos, sin, eps, hidden_dtype)
-        -> dhidden, dresidual, dweight
+    norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype) -> normed, stream
+    norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype)
+        -> dhidden, dresidual, dweight, dbias
 
 Gradients come in the dtype and shape of the inputs.
 """

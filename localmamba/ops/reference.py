@@ -139,6 +139,7 @@ def residual_norm_reference(
     hidden: Tensor,
     residual: Tensor | None,
     weight: Tensor,
+    bias: Tensor | None = None,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
     eps: float = 1e-5,
@@ -150,5 +151,9 @@ def residual_norm_reference(
         stream = residual + stream
     if cos is not None and sin is not None:
         stream = turn_pairs(stream, cos, sin)
-    normed = torch.rms_norm(stream, stream.shape[-1:], weight.to(stream.dtype), eps)
+    shape, scale = stream.shape[-1:], weight.to(stream.dtype)
+    if bias is None:
+        normed = torch.rms_norm(stream, shape, scale, eps)
+    else:
+        normed = F.layer_norm(stream, shape, scale, bias.to(stream.dtype), eps)
     return normed.to(dtype or weight.dtype), stream

@@ -172,20 +172,24 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
     return _like([dy, dchannel, dtoken, dz, dnorm_weight, dnorm_bias], inputs)
 
 
-def norm_forward(hidden, residual, weight, cos, sin, eps, dtype):
-    normed, stream = residual_norm_reference(hidden, residual, weight, cos, sin, eps, dtype)
+def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):
+    normed, stream = residual_norm_reference(hidden, residual, weight, bias, cos, sin, eps, dtype)
     return normed, stream.clone() if stream is hidden else stream
 
 
-def norm_backward(dnormed, dstream, stream, weight, cos, sin, eps, hidden_dtype):
+def norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype):
     dnormed = dnormed.to(stream.dtype)
-    rstd = torch.rsqrt(stream.square().mean(-1, keepdim=True) + eps)
-    xhat = stream * rstd
+    centred = stream if bias is None else stream - stream.mean(-1, keepdim=True)
+    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    xhat = centred * rstd
     dweight = (dnormed * xhat).flatten(0, -2).sum(0)
+    dbias = None if bias is None else dnormed.flatten(0, -2).sum(0).to(bias.dtype)
     g = dnormed * weight.to(stream.dtype)
     dx = rstd * (g - xhat * (g * xhat).mean(-1, keepdim=True))
+    if bias is not None:
+        dx = dx - rstd * g.mean(-1, keepdim=True)
     if dstream is not None:
         dx = dx + dstream
     if cos is not None:
         dx = turn_pairs(dx, cos, -sin)
-    return dx.to(hidden_dtype, copy=True), dx.to(stream.dtype), dweight.to(weight.dtype)
+    return dx.to(hidden_dtype, copy=True), dx.to(stream.dtype), dweight.to(weight.dtype), dbias

@@ -1,7 +1,8 @@
 """One step of the residual stream: add, turn by the rotary embedding, normalise. Custom op, autograd.
 
-The plain models' block begins so (Vim's "fused add norm"; rotary embedding of hidden tokens and
-residual alike, which is one turn of their sum). In one pass over memory on a GPU.
+Blocks begin so: the plain models' with an RMS norm (Vim's "fused add norm"; the rotary embedding of
+hidden tokens and residual alike is one turn of their sum), the hierarchical ones' with a layer norm.
+In one pass over memory on a GPU.
 """
 
 from typing import Optional
@@ -11,83 +12,92 @@ from torch import Tensor
 
 from .backends import backend
 from .reference import accumulation_dtype
-from .registration import contiguous, define_op, register_autocast_dtype
+from .registration import (
+    contiguous,
+    define_op,
+    empty_gradients,
+    register_autocast_dtype,
+    restore,
+)
 
-_TENSORS = "Tensor hidden, Tensor? residual, Tensor weight, Tensor? cos, Tensor? sin"
+_TENSORS = "Tensor hidden, Tensor? residual, Tensor weight, Tensor? bias, Tensor? cos, Tensor? sin"
 
 
 @define_op(f"residual_norm({_TENSORS}, float eps, ScalarType dtype) -> (Tensor, Tensor)")
-def _norm(hidden, residual, weight, cos, sin, eps, dtype):
-    return backend(hidden).norm_forward(hidden, residual, weight, cos, sin, eps, dtype)
+def _norm(hidden, residual, weight, bias, cos, sin, eps, dtype):
+    return backend(hidden).norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype)
 
 
 @_norm.register_fake
-def _(hidden, residual, weight, cos, sin, eps, dtype):
+def _(hidden, residual, weight, bias, cos, sin, eps, dtype):
     stream = hidden.new_empty(hidden.shape, dtype=accumulation_dtype(hidden.dtype))
     return hidden.new_empty(hidden.shape, dtype=dtype), stream
 
 
 @define_op(
-    "residual_norm_backward(Tensor dnormed, Tensor? dstream, Tensor stream, Tensor weight, Tensor? cos, Tensor? sin, "
-    "float eps, ScalarType hidden_dtype) -> (Tensor, Tensor, Tensor)"
+    "residual_norm_backward(Tensor dnormed, Tensor? dstream, Tensor stream, Tensor weight, "
+    "Tensor? bias, Tensor? cos, Tensor? sin, float eps, ScalarType hidden_dtype) -> Tensor[]"
 )
-def _norm_backward(dnormed, dstream, stream, weight, cos, sin, eps, hidden_dtype):
-    gradients = backend(stream).norm_backward(
-        dnormed, dstream, stream, weight, cos, sin, eps, hidden_dtype
+def _norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype):
+    return contiguous(
+        backend(stream).norm_backward(
+            dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype
+        )
     )
-    return tuple(contiguous(gradients))
 
 
 @_norm_backward.register_fake
-def _(dnormed, dstream, stream, weight, cos, sin, eps, hidden_dtype):
-    return (
-        stream.new_empty(stream.shape, dtype=hidden_dtype),
-        stream.new_empty(stream.shape),
-        weight.new_empty(weight.shape),
-    )
+def _(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype):
+    dhidden = stream.new_empty(stream.shape, dtype=hidden_dtype)
+    return [dhidden, stream.new_empty(stream.shape), *empty_gradients((weight, bias))]
 
 
 def _setup_context(ctx, inputs, output):
-    hidden, residual, weight, cos, sin, ctx.eps, _ = inputs
+    hidden, residual, weight, bias, cos, sin, ctx.eps, _ = inputs
     ctx.hidden_dtype, ctx.has_residual = hidden.dtype, residual is not None
-    ctx.save_for_backward(output[1], weight, cos, sin)
+    ctx.save_for_backward(output[1], weight, bias, cos, sin)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dnormed, dstream):
-    stream, weight, cos, sin = ctx.saved_tensors
+    stream, weight, bias, cos, sin = ctx.saved_tensors
     if dnormed is None:
         dnormed = torch.zeros_like(stream)
-    dhidden, dresidual, dweight = _norm_backward(
-        dnormed, dstream, stream, weight, cos, sin, ctx.eps, ctx.hidden_dtype
+    dhidden, dresidual, *dparameters = _norm_backward(
+        dnormed, dstream, stream, weight, bias, cos, sin, ctx.eps, ctx.hidden_dtype
     )
-    return dhidden, dresidual if ctx.has_residual else None, dweight, None, None, None, None
+    dresidual = dresidual if ctx.has_residual else None
+    return dhidden, dresidual, *restore(dparameters, (weight, bias)), None, None, None, None
 
 
 _norm.register_autograd(_backward, setup_context=_setup_context)
-register_autocast_dtype(_norm, argument=6)
+register_autocast_dtype(_norm, argument=7)
 
 
 def residual_norm(
     hidden: Tensor,
     residual: Optional[Tensor],  # noqa: UP045 - TorchScript reads these
     weight: Tensor,
+    bias: Optional[Tensor] = None,  # noqa: UP045
     cos: Optional[Tensor] = None,  # noqa: UP045
     sin: Optional[Tensor] = None,  # noqa: UP045
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """Adds hidden tokens to the residual stream, turns the sum, and normalises it by its RMS.
+    """Adds hidden tokens to the residual stream, turns the sum, and normalises it.
 
     Args:
-        hidden: What the block before put out, [B, L, C].
-        residual: The stream that it is added to, [B, L, C]; None for the first block.
-        weight: Of the RMS norm, [C].
+        hidden: What the block before put out, [..., L, C].
+        residual: The stream that it is added to, [..., L, C]; None for the first block.
+        weight: Of the norm, [C].
+        bias: With it the norm is a layer norm, [C]; without, an RMS norm.
         cos: Rotary table, [1, L, C], each angle twice; None for no rotation.
         sin: Rotary table, [1, L, C].
         eps: Of the norm.
 
     Returns:
-        The normalised tokens, [B, L, C] in the dtype of `weight` (of autocast, under it), and the
-        new stream, [B, L, C], in float32 (float64 for float64 tokens).
+        The normalised tokens, [..., L, C] in the dtype of `weight` (of autocast, under it), and the
+        new stream, [..., L, C], in float32 (float64 for float64 tokens).
     """
-    return torch.ops.localmamba.residual_norm(hidden, residual, weight, cos, sin, eps, weight.dtype)
+    return torch.ops.localmamba.residual_norm(
+        hidden, residual, weight, bias, cos, sin, eps, weight.dtype
+    )

@@ -9,7 +9,11 @@ from ..causal_conv import scan_major
 from .common import device_of, sigmoid, store, unit_stride
 
 _STEPS = 16
-"""Steps of a tile."""
+"""Steps of a program."""
+
+_TILE, _TILES = 2, 16
+"""Steps of a tile of the backward kernel, which one warp holds with all its taps, and tiles of a
+program."""
 
 
 @triton.jit
@@ -51,43 +55,45 @@ def conv_forward_kernel(
 def before_silu_backward_kernel(
     du, x, weight, bias, index, dpre, dweight, dbias, du_b, du_k, du_t, x_b, x_t,
     K, steps, channels, blocks,
-    TILES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, W: tl.constexpr,
+    TILES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, W: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """Back through SiLU: the gradient of the convolution's output, and its sums over steps."""
+    """Back through SiLU: the gradient of the convolution's output, and its sums over steps.
+
+    The taps of a tile of steps are one tile [BW, BT, BD], read once for both.
+    """
     i_t, i_d, i_bk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i_b, i_k = (i_bk // K).to(tl.int64), (i_bk % K).to(tl.int64)
     i_bk = i_bk.to(tl.int64)
     o_d = i_d * BD + tl.arange(0, BD)
+    o_w = tl.arange(0, BW)
     m_d = o_d < channels
-    p_x = x + i_b * x_b + o_d[None, :]
-    p_index = index + i_k * steps
-    p_weight = weight + (i_k * channels + o_d) * W
+    m_w = o_w < W
+    p_weight = weight + (i_k * channels + o_d[None, :]) * W + o_w[:, None]
+    b_weight = tl.load(p_weight, mask=m_w[:, None] & m_d[None, :], other=0.0).to(tl.float32)
     b_bias = tl.load(bias + i_k * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
-    b_dbias = tl.zeros([BD], tl.float32)
+    b_dweight = tl.zeros([BW, BT, BD], tl.float32)
+    b_dbias = tl.zeros([BT, BD], tl.float32)
+    for i in range(TILES):
+        o_t = (i_t * TILES + i) * BT + tl.arange(0, BT)
+        o_s = o_t[None, :] + o_w[:, None] - (W - 1)
+        m_s = (o_s >= 0) & (o_s < steps) & m_w[:, None]
+        token = tl.load(index + i_k * steps + o_s, mask=m_s, other=-1)
+        p_x = x + i_b * x_b + token[:, :, None] * x_t + o_d[None, None, :]
+        m_x = (token >= 0)[:, :, None] & m_d[None, None, :]
+        b_x = tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)
+        b_u = tl.sum(b_x * b_weight[:, None, :], axis=0) + b_bias[None, :]
+        b_gate = sigmoid(b_u)
+        m = (o_t < steps)[:, None] & m_d[None, :]
+        p_du = du + i_b * du_b + i_k * du_k + o_t[:, None] * du_t + o_d[None, :]
+        b_g = tl.load(p_du, mask=m, other=0.0).to(tl.float32)
+        b_g *= b_gate * (1.0 + b_u * (1.0 - b_gate))
+        store(dpre + (i_bk * steps + o_t[:, None]) * channels + o_d[None, :], b_g, m)
+        b_dbias += b_g
+        b_dweight += b_g[None, :, :] * b_x
     o_out = (i_bk * blocks + i_t) * channels + o_d
-    for i_w in tl.static_range(W):
-        b_dweight = tl.zeros([BD], tl.float32)
-        for i in range(TILES):
-            o_t = (i_t * TILES + i) * BT + tl.arange(0, BT)
-            m = (o_t < steps)[:, None] & m_d[None, :]
-            p_dpre = dpre + (i_bk * steps + o_t[:, None]) * channels + o_d[None, :]
-            if i_w == 0:
-                b_u = _before_silu(p_x, x_t, p_index, p_weight, b_bias, o_t, m_d, steps, BT, BD, W)
-                b_gate = sigmoid(b_u)
-                p_du = du + i_b * du_b + i_k * du_k + o_t[:, None] * du_t + o_d[None, :]
-                b_g = tl.load(p_du, mask=m, other=0.0).to(tl.float32)
-                b_g *= b_gate * (1.0 + b_u * (1.0 - b_gate))
-                store(p_dpre, b_g, m)
-                b_dbias += tl.sum(b_g, axis=0)
-            else:
-                b_g = tl.load(p_dpre, mask=m, other=0.0).to(tl.float32)
-            o_s = o_t + i_w - (W - 1)
-            token = tl.load(p_index + o_s, mask=(o_s >= 0) & (o_s < steps), other=-1)
-            m_x = (token >= 0)[:, None] & m_d[None, :]
-            b_x = tl.load(p_x + token[:, None] * x_t, mask=m_x, other=0.0).to(tl.float32)
-            b_dweight += tl.sum(b_g * b_x, axis=0)
-        tl.store(dweight + o_out * W + i_w, b_dweight, mask=m_d)
-    tl.store(dbias + o_out, b_dbias, mask=m_d)
+    tl.store(dbias + o_out, tl.sum(b_dbias, axis=0), mask=m_d)
+    p_dweight = dweight + o_out[None, :] * W + o_w[:, None]
+    tl.store(p_dweight, tl.sum(b_dweight, axis=1), mask=m_w[:, None] & m_d[None, :])
 
 
 @triton.jit
@@ -146,8 +152,7 @@ def conv_backward(du, x, weight, bias, index):
     batch, length, channels = x.shape
     directions, steps = index.shape
     width = weight.shape[2]
-    tiles = 4
-    blocks = triton.cdiv(steps, tiles * _STEPS)
+    blocks = triton.cdiv(steps, _TILES * _TILE)
     dx = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
     dpre = torch.empty((batch, directions, steps, channels), dtype=du.dtype, device=x.device)
     inverse = torch.empty((directions, length), dtype=torch.int32, device=x.device)
@@ -162,7 +167,8 @@ def conv_backward(du, x, weight, bias, index):
                 du, x, weight, bias, index, dpre, dweight, dbias,
                 *du.stride()[:3], x.stride(0), x.stride(1),
                 directions, steps, channels, blocks,
-                TILES=tiles, BT=_STEPS, BD=block, W=width, num_warps=4,
+                TILES=_TILES, BT=_TILE, BD=block, W=width, BW=triton.next_power_of_2(width),
+                num_warps=1,
             )  # fmt: skip
             invert_kernel[(triton.cdiv(steps, 128), directions)](
                 index, inverse, steps, length, BT=128

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import device_of, store, unit_stride
+from .common import device_of, store
 
 PROGRAMS = 1024
 """Programs of the backward kernel: each adds up the weight's gradient over its share of the rows."""
@@ -24,8 +24,8 @@ def _turn(b_x, p_cos, p_sin, m, SIGN: tl.constexpr, BT: tl.constexpr, BD: tl.con
 
 @triton.jit
 def norm_forward_kernel(
-    hidden, residual, weight, cos, sin, normed, stream, rows, length, channels, eps,
-    HAS_RESIDUAL: tl.constexpr, ROTARY: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    hidden, residual, weight, bias, cos, sin, normed, stream, rows, length, channels, eps,
+    HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, ROTARY: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     o_t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     o_d = tl.arange(0, BD)
@@ -38,32 +38,45 @@ def norm_forward_kernel(
         o_table = (o_t % length)[:, None] * channels + o_d[None, :]
         b_x = _turn(b_x, cos + o_table, sin + o_table, m, 1.0, BT, BD)
     store(stream + o_x, b_x, m)
+    if CENTRED:
+        mean = tl.sum(b_x, axis=1) / channels
+        b_x = tl.where(m, b_x - mean[:, None], 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(b_x * b_x, axis=1) / channels + eps)
     b_weight = tl.load(weight + o_d, mask=o_d < channels, other=0.0).to(tl.float32)
-    store(normed + o_x, b_x * rstd[:, None] * b_weight[None, :], m)
+    b_x *= rstd[:, None] * b_weight[None, :]
+    if CENTRED:
+        b_x += tl.load(bias + o_d, mask=o_d < channels, other=0.0).to(tl.float32)[None, :]
+    store(normed + o_x, b_x, m)
 
 
 @triton.jit
 def norm_backward_kernel(
-    dnormed, dstream, stream, weight, cos, sin, dhidden, dresidual, dweight,
+    dnormed, dstream, stream, weight, cos, sin, dhidden, dresidual, dweight, dbias,
     rows, length, channels, share, eps,
-    HAS_DSTREAM: tl.constexpr, ROTARY: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    HAS_DSTREAM: tl.constexpr, CENTRED: tl.constexpr, ROTARY: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
     o_d = tl.arange(0, BD)
     b_weight = tl.load(weight + o_d, mask=o_d < channels, other=0.0).to(tl.float32)
     b_dweight = tl.zeros([BD], tl.float32)
+    b_dbias = tl.zeros([BD], tl.float32)
     for i in range(0, share, BT):
         o_t = i_p.to(tl.int64) * share + i + tl.arange(0, BT)
         m = ((o_t < rows) & (o_t < (i_p + 1) * share))[:, None] & (o_d < channels)[None, :]
         o_x = o_t[:, None] * channels + o_d[None, :]
         b_x = tl.load(stream + o_x, mask=m, other=0.0).to(tl.float32)
         b_g = tl.load(dnormed + o_x, mask=m, other=0.0).to(tl.float32)
+        if CENTRED:
+            mean = tl.sum(b_x, axis=1) / channels
+            b_x = tl.where(m, b_x - mean[:, None], 0.0)
         rstd = 1.0 / tl.sqrt(tl.sum(b_x * b_x, axis=1) / channels + eps)
         b_x *= rstd[:, None]
+        b_dbias += tl.sum(b_g, axis=0)
         b_dweight += tl.sum(b_g * b_x, axis=0)
         b_g *= b_weight[None, :]
         along = tl.sum(b_g * b_x, axis=1) / channels
+        if CENTRED:
+            b_g -= (tl.sum(b_g, axis=1) / channels)[:, None]
         b_g = rstd[:, None] * (b_g - b_x * along[:, None])
         if HAS_DSTREAM:
             b_g += tl.load(dstream + o_x, mask=m, other=0.0).to(tl.float32)
@@ -73,6 +86,8 @@ def norm_backward_kernel(
         store(dhidden + o_x, b_g, m)
         store(dresidual + o_x, b_g, m)
     tl.store(dweight + i_p * channels + o_d, b_dweight, mask=o_d < channels)
+    if CENTRED:
+        tl.store(dbias + i_p * channels + o_d, b_dbias, mask=o_d < channels)
 
 
 def _row_block(channels: int) -> tuple[int, int]:
@@ -81,40 +96,44 @@ def _row_block(channels: int) -> tuple[int, int]:
     return block, max(1, 512 // block)
 
 
-def norm_forward(hidden, residual, weight, cos, sin, eps, dtype):
+def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):
     hidden = hidden.contiguous()
     residual, cos, sin = (x if x is None else x.contiguous() for x in (residual, cos, sin))
-    batch, length, channels = hidden.shape
+    length, channels = hidden.shape[-2:]
+    rows = hidden.numel() // channels
     normed = torch.empty(hidden.shape, dtype=dtype, device=hidden.device)
     stream = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
-    if hidden.numel() > 0:
-        block, rows = _row_block(channels)
+    if rows > 0:
+        block, tile = _row_block(channels)
         with device_of(hidden):
-            norm_forward_kernel[(triton.cdiv(batch * length, rows),)](
-                hidden, residual, unit_stride(weight), cos, sin, normed, stream,
-                batch * length, length, channels, eps,
-                HAS_RESIDUAL=residual is not None, ROTARY=cos is not None, BT=rows, BD=block,
-                num_warps=max(1, block // 2048),
+            norm_forward_kernel[(triton.cdiv(rows, tile),)](
+                hidden, residual, weight, bias, cos, sin, normed, stream,
+                rows, length, channels, eps,
+                HAS_RESIDUAL=residual is not None, CENTRED=bias is not None,
+                ROTARY=cos is not None, BT=tile, BD=block, num_warps=max(1, block // 2048),
             )  # fmt: skip
     return normed, stream
 
 
-def norm_backward(dnormed, dstream, stream, weight, cos, sin, eps, hidden_dtype):
+def norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype):
     dnormed = dnormed.contiguous()
     dstream, cos, sin = (x if x is None else x.contiguous() for x in (dstream, cos, sin))
-    batch, length, channels = stream.shape
+    length, channels = stream.shape[-2:]
+    rows = stream.numel() // channels
     dhidden = torch.empty(stream.shape, dtype=hidden_dtype, device=stream.device)
     dresidual = torch.empty_like(stream)
-    block, rows = _row_block(channels)
-    share = triton.cdiv(triton.cdiv(batch * length, PROGRAMS), rows) * rows
-    programs = triton.cdiv(batch * length, max(share, 1))
+    block, tile = _row_block(channels)
+    share = max(triton.cdiv(triton.cdiv(rows, PROGRAMS), tile) * tile, 1)
+    programs = triton.cdiv(rows, share)
     dweight = torch.empty((programs, channels), dtype=torch.float32, device=stream.device)
-    if stream.numel() > 0:
+    dbias = None if bias is None else torch.empty_like(dweight)
+    if rows > 0:
         with device_of(stream):
             norm_backward_kernel[(programs,)](
-                dnormed, dstream, stream, unit_stride(weight), cos, sin, dhidden, dresidual,
-                dweight, batch * length, length, channels, share, eps,
-                HAS_DSTREAM=dstream is not None, ROTARY=cos is not None, BT=rows, BD=block,
-                num_warps=max(1, block // 2048),
+                dnormed, dstream, stream, weight, cos, sin, dhidden, dresidual, dweight, dbias,
+                rows, length, channels, share, eps,
+                HAS_DSTREAM=dstream is not None, CENTRED=bias is not None, ROTARY=cos is not None,
+                BT=tile, BD=block, num_warps=max(1, block // 2048),
             )  # fmt: skip
-    return dhidden, dresidual, dweight.sum(0).to(weight.dtype)
+    dbias = dbias if bias is None else dbias.sum(0).to(bias.dtype)
+    return dhidden, dresidual, dweight.sum(0).to(weight.dtype), dbias
