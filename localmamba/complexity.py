@@ -119,6 +119,7 @@ def _formulas(model: nn.Module, rule: str) -> dict[object, Formula]:
         ops.s6_branches: _branches(_hierarchical_as_paper),
         ops.pool_branches: _norm_of_input,
         ops.merge_branches: _norm_of_merged,
+        ops.residual_norm: _norm_of_input,
         torch.ops.aten.native_layer_norm: _norm_of_input,
     }
 

@@ -69,6 +69,32 @@ def test_localvim_count_is_the_sum_of_its_parts(rule: str, times: int) -> None:
     assert count_multiply_adds(abstract_model("localvim_tiny_nosearch"), 224, rule) == expected
 
 
+def vmamba_block_by_hand(
+    width: int, tokens: int, per_state: int, per_channel: int, norm: int
+) -> int:
+    """A block of VMamba: `norm` operations a value of its two layer norms."""
+    inner, rank, states = 2 * width, width // 16, 16
+    projections = tokens * 3 * width * inner
+    conv = tokens * inner * 9
+    per_direction = tokens * inner * (rank + 2 * states + rank)
+    scan = tokens * inner * (per_state * states + per_channel)
+    return projections + conv + 4 * (per_direction + scan) + norm * tokens * (width + inner)
+
+
+@pytest.mark.parametrize(("rule", "scan", "norm"), [("paper", (9, 1), 5), ("all", (5, 2), 0)])
+def test_vmamba_count_is_the_sum_of_its_parts(rule: str, scan: tuple, norm: int) -> None:
+    stages = [(96, 56, 2), (192, 28, 2), (384, 14, 9), (768, 7, 2)]
+    stem = 56 * 56 * (48 * 96 + norm * 96)
+    head = norm * 49 * 768 + 768 * 1000
+    merging = sum(
+        (side * side) * (4 * c * 2 * c + norm * 4 * c)
+        for c, side in ((96, 28), (192, 14), (384, 7))
+    )
+    blocks = sum(n * vmamba_block_by_hand(c, side * side, *scan, norm) for c, side, n in stages)
+    counted = count_multiply_adds(abstract_model("vmamba_tiny"), 224, rule)
+    assert counted == stem + blocks + merging + head
+
+
 def test_honest_count_takes_padding() -> None:
     """Windows of 2 pad a grid of 7 x 7 to 64 steps, which all directions of a block then take."""
     padded, bare = (
