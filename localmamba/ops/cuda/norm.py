@@ -97,8 +97,10 @@ def _row_block(channels: int) -> tuple[int, int]:
 
 
 def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):
-    hidden = hidden.contiguous()
-    residual, cos, sin = (x if x is None else x.contiguous() for x in (residual, cos, sin))
+    hidden, weight = hidden.contiguous(), weight.contiguous()
+    residual, bias, cos, sin = (
+        x if x is None else x.contiguous() for x in (residual, bias, cos, sin)
+    )
     length, channels = hidden.shape[-2:]
     rows = hidden.numel() // channels
     normed = torch.empty(hidden.shape, dtype=dtype, device=hidden.device)
@@ -116,7 +118,7 @@ def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):
 
 
 def norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype):
-    dnormed = dnormed.contiguous()
+    dnormed, weight = dnormed.contiguous(), weight.contiguous()
     dstream, cos, sin = (x if x is None else x.contiguous() for x in (dstream, cos, sin))
     length, channels = stream.shape[-2:]
     rows = stream.numel() // channels
