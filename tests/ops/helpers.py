@@ -47,7 +47,8 @@ def results_and_gradients(
     out = op(**leaves)
     if dy is None:
         dy = some_gradient(out)
-    gradients = torch.autograd.grad(out, list(wanted.values()), dy.to(out.dtype))
+    dy = dy.to(out.dtype).expand(out.shape)
+    gradients = torch.autograd.grad(out, list(wanted.values()), dy)
     return {"out": out.detach(), **dict(zip(wanted, gradients, strict=True))}
 
 
@@ -121,7 +122,7 @@ def scan_inputs(
 
 def strided(x: Tensor) -> Tensor:
     """The same numbers as a slice of a larger tensor, each axis with a stride of its own."""
-    larger = torch.full([2 * size + 1 for size in x.shape], float("nan"), dtype=x.dtype)
+    larger = x.new_full([2 * size + 1 for size in x.shape], float("nan"))
     view = larger[tuple(slice(1, None, 2) for _ in x.shape)]
     view.copy_(x)
     return view

@@ -1,0 +1,299 @@
+"""Kernels against the float64 reference, forward and backward, below autograd and on any device.
+
+The Triton kernels run these cases in Triton's interpreter (tests/ops/interpreted) and, with larger
+ones, on a GPU (tests/cuda). Letters: localmamba/ops/README.md.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ops.helpers import (
+    FORWARD_TOLERANCE,
+    GRADIENT_TOLERANCE,
+    in_float64,
+    random,
+    relative_error,
+    scan_inputs,
+)
+from torch import Tensor
+
+from localmamba.ops import reference_backend
+from localmamba.ops.scan_orders import index_table
+
+Inputs = dict[str, Tensor | None]
+Named = dict[str, Tensor]
+Layout = Callable[[Tensor], Tensor]
+"""Puts the values of a tensor elsewhere in memory."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+EPS = 1e-5
+OPTIONS = ("D", "z", "dt_bias", "softplus")
+
+
+@dataclass(frozen=True)
+class ScanCase:
+    """A shape of the scan, and which of its options are on.
+
+    Attributes:
+        name: Shown by pytest.
+        directions: Names of K scan directions.
+        grid: (H, W).
+        channels: D.
+        states: N.
+        order: Of the inputs: `grid`, `scan`, or `none` for no index.
+        options: Those of `OPTIONS` that are on.
+        images: B.
+        class_token: Where a class token stands among the tokens, -1 for none.
+    """
+
+    name: str
+    directions: tuple[str, ...]
+    grid: tuple[int, int]
+    channels: int = 6
+    states: int = 4
+    order: str = "grid"
+    options: tuple[str, ...] = OPTIONS
+    images: int = 1
+    class_token: int = -1
+
+    @property
+    def length(self) -> int:
+        """Tokens L."""
+        return self.grid[0] * self.grid[1] + (self.class_token >= 0)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+NO_GATE = ("D", "dt_bias", "softplus")
+
+SMALL_SCANS = (
+    ScanCase("grid order, padding", ("h", "w2_flip"), (3, 5)),
+    ScanCase("scan order, padding", ("v", "w2"), (3, 5), order="scan"),
+    ScanCase("grid order, no padding", ("h_flip", "v"), (4, 2), channels=5, images=2),
+    ScanCase("scan order, no padding", ("v_flip", "h"), (2, 4), channels=5, order="scan"),
+    ScanCase("scan order, windows of 7", ("w7_flip",), (3, 4), order="scan"),
+    ScanCase("no index", ("h", "v"), (3, 3), order="none"),
+    ScanCase("class token", ("w2", "v_flip"), (3, 3), class_token=4),
+    ScanCase("one token", ("h", "w2"), (1, 1)),
+    ScanCase("1 state", ("h",), (3, 5), states=1),
+    ScanCase("5 states", ("w2",), (3, 3), states=5),
+    ScanCase("16 states, 33 channels", ("w2_flip",), (3, 3), states=16, channels=33),
+    ScanCase("64 states", ("v",), (2, 5), states=64, channels=32),
+    ScanCase("one channel", ("v_flip",), (3, 2), channels=1),
+    ScanCase("nothing but the scan", ("h", "w2"), (3, 3), options=()),
+    ScanCase("softplus alone", ("w2", "v"), (3, 3), order="scan", options=("softplus",)),
+    ScanCase("no gate", ("w2_flip",), (3, 3), options=NO_GATE),
+    ScanCase("bias without softplus", ("w2",), (3, 3), options=("dt_bias", "z")),
+)
+
+
+def expanded(x: Tensor) -> Tensor:
+    """One row of x seen everywhere, as the gradient of a mean is."""
+    return x[(slice(0, 1),) * (x.dim() - 1)].expand(x.shape)
+
+
+def scan_arguments(
+    case: ScanCase, dtype: torch.dtype, device: str = "cpu", layout: Layout = torch.clone
+) -> tuple[Inputs, tuple[Tensor | None, int, bool]]:
+    """The scan's tensors by name, parameters in float32, and its index, length and softplus."""
+    index = torch.from_numpy(index_table(case.directions, case.grid, case.class_token).copy())
+    steps = index if case.order != "none" else index[:, : case.length]
+    tensors = scan_inputs(
+        steps, case.length, case.images, case.channels, case.states, case.order == "grid",
+        dtype=dtype,
+    )  # fmt: skip
+    del tensors["index"], tensors["length"]
+    if "softplus" not in case.options:  # a negative step would make states grow
+        tensors["dt"], tensors["dt_bias"] = tensors["dt"].abs() / 8, tensors["dt_bias"].abs() / 8
+    off = set(OPTIONS) - set(case.options)
+    laid_out = {n: None if n in off else layout(x.to(device)) for n, x in tensors.items()}
+    on_device = None if case.order == "none" else index.to(device)
+    return laid_out, (on_device, case.length, "softplus" in case.options)
+
+
+def scan_gradient(
+    case: ScanCase, dtype: torch.dtype, device: str = "cpu", layout: Layout = torch.clone
+) -> Tensor:
+    """A gradient of the scan's output, [B, K, L, D]."""
+    shape = (case.images, len(case.directions), case.length, case.channels)
+    return layout(random(*shape, seed=9, dtype=dtype).to(device))
+
+
+def extreme_scan(
+    dtype: torch.dtype, device: str = "cpu", channels: int = 7, states: int = 5
+) -> tuple[Tensor, Inputs, tuple]:
+    """A scan whose steps forget everything or nothing: gradient, tensors and the rest."""
+    case = ScanCase("extreme", ("w2", "h"), (3, 3), channels, states, options=NO_GATE)
+    tensors, rest = scan_arguments(case, dtype, device)
+    steps = torch.tensor([-3e4, -90, -20, 0, 20, 90, 3e4], dtype=dtype, device=device)
+    decays = -torch.tensor([1e-12, 1e-4, 1.0, 1e4, 1e20], device=device)
+    for name, values in (("dt", steps), ("A", decays)):
+        shape = tensors[name].shape
+        picked = torch.arange(shape.numel(), device=device) * 3 % len(values)
+        tensors[name] = values[picked].reshape(shape)
+    return scan_gradient(case, dtype, device), tensors, rest
+
+
+def conv_arguments(
+    directions: tuple[str, ...],
+    grid: tuple[int, int],
+    channels: int,
+    taps: int,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    layout: Layout = torch.clone,
+) -> tuple[Tensor, Inputs, tuple[Tensor]]:
+    """For 2 images, a gradient of the convolution's output, its tensors by name, and the index."""
+    index = torch.from_numpy(index_table(directions, grid).copy())
+    du = random(2, *index.shape, channels, seed=4, dtype=dtype)
+    tensors = {
+        "x": random(2, grid[0] * grid[1], channels, seed=1, dtype=dtype),
+        "weight": random(len(directions), channels, taps, seed=2),
+        "bias": random(len(directions), channels, seed=3),
+    }
+    laid_out = {name: layout(x.to(device)) for name, x in tensors.items()}
+    return layout(du.to(device)), laid_out, (index.to(device),)
+
+
+def pool_arguments(
+    tokens: int,
+    channels: int,
+    gated: bool,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    layout: Layout = torch.clone,
+) -> tuple[Tensor, Inputs, tuple[float]]:
+    """For 2 images and 3 directions, a gradient, the pooling's tensors by name, and eps."""
+    tensors = {
+        "y": random(2, 3, tokens, channels, seed=1, dtype=dtype),
+        "z": random(2, tokens, channels, seed=2, dtype=dtype) if gated else None,
+        "weight": random(channels, seed=3),
+        "bias": random(channels, seed=4),
+    }
+    gradient = random(2, 3, channels, seed=5)
+    laid_out = {name: x if x is None else layout(x.to(device)) for name, x in tensors.items()}
+    return layout(gradient.to(device)), laid_out, (EPS,)
+
+
+MERGE_OPTIONS = ("channel", "token", "z", "norm")
+
+
+def merge_arguments(
+    tokens: int,
+    channels: int,
+    options: tuple[str, ...],
+    dtype: torch.dtype,
+    device: str = "cpu",
+    layout: Layout = torch.clone,
+    gradient_layout: Layout = expanded,
+) -> tuple[Tensor, Inputs, tuple[float]]:
+    """For 2 images and 3 directions, a gradient, the merge's tensors by name, and eps."""
+    tensors = {
+        "y": random(2, 3, tokens, channels, seed=1, dtype=dtype),
+        "channel_weights": random(2, 3, channels, seed=2, dtype=dtype),
+        "token_weights": random(2, 3, tokens, seed=3, dtype=dtype),
+        "z": random(2, tokens, channels, seed=4, dtype=dtype),
+        "norm_weight": random(channels, seed=5),
+        "norm_bias": random(channels, seed=6),
+    }
+    gradient = random(2, tokens, channels, seed=7, dtype=dtype).to(device)
+    on = {name: x if name.startswith(("y", *options)) else None for name, x in tensors.items()}
+    laid_out = {name: x if x is None else layout(x.to(device)) for name, x in on.items()}
+    return gradient_layout(gradient), laid_out, (EPS,)
+
+
+NORM_OPTIONS = ("residual", "bias", "rotary", "stream")
+
+
+def norm_arguments(
+    shape: tuple[int, ...],
+    options: tuple[str, ...],
+    dtype: torch.dtype,
+    device: str = "cpu",
+    layout: Layout = torch.clone,
+) -> Inputs:
+    """The residual norm's tensors by name, with gradients of its results; shape [..., L, C]."""
+    tokens, channels = shape[-2:]
+    angles = random(1, tokens, channels // 2, seed=5).repeat_interleave(2, dim=-1)
+    tensors = {
+        "hidden": random(*shape, seed=1, dtype=dtype),
+        "residual": random(*shape, seed=2) if "residual" in options else None,
+        "weight": random(channels, seed=3),
+        "bias": random(channels, seed=4) if "bias" in options else None,
+        "cos": angles.cos() if "rotary" in options else None,
+        "sin": angles.sin() if "rotary" in options else None,
+        "dnormed": random(*shape, seed=6, dtype=dtype),
+        "dstream": random(*shape, seed=7) if "stream" in options else None,
+    }
+    return {name: x if x is None else layout(x.to(device)) for name, x in tensors.items()}
+
+
+def run_kernels(kernels: Any, op: str, gradient: Tensor, tensors: Inputs, rest: tuple) -> Named:
+    """Output and gradients, by name, of a pair of kernels `<op>_forward`, `<op>_backward`."""
+    forward, backward = (getattr(kernels, f"{op}_{way}") for way in ("forward", "backward"))
+    if op == "scan":
+        output, states = forward(*tensors.values(), *rest, True)
+        gradients = backward(gradient, *tensors.values(), *rest, states)
+    else:
+        output = forward(*tensors.values(), *rest)
+        gradients = backward(gradient, *tensors.values(), *rest)
+    pairs = zip(tensors, gradients, strict=True)
+    return {"output": output, **{f"d{name}": x for name, x in pairs if x is not None}}
+
+
+def run_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> Named:
+    """Results and gradients of the residual norm, by name; `dtype` is that of the normed tokens."""
+    hidden, residual, weight, bias, cos, sin, dnormed, dstream = tensors.values()
+    normed, stream = kernels.norm_forward(hidden, residual, weight, bias, cos, sin, EPS, dtype)
+    gradients = kernels.norm_backward(
+        dnormed, dstream, stream, weight, bias, cos, sin, EPS, hidden.dtype
+    )
+    names = ("dhidden", "dresidual", "dweight", "dbias")
+    found = {n: x for n, x in zip(names, gradients, strict=True) if x is not None}
+    return {"normed": normed, "stream": stream, **found}
+
+
+def assert_close(results: Named, truths: Named, dtype: torch.dtype) -> None:
+    """Fails with the names of the results that are too far from the truth, or NaN."""
+    assert results.keys() == truths.keys()
+    far = {}
+    for name, x in results.items():
+        assert x.shape == truths[name].shape, name
+        table = GRADIENT_TOLERANCE if name.startswith("d") else FORWARD_TOLERANCE
+        error = relative_error(x, truths[name])
+        if not error <= table[dtype]:
+            far[name] = f"{error:.1e} > {table[dtype]:.1e}"
+    assert not far, far
+
+
+def check_kernels(
+    kernels: Any, op: str, gradient: Tensor, tensors: Inputs, rest: tuple, dtype: torch.dtype
+) -> None:
+    """Holds an op's output and its gradients, by name, against the float64 reference.
+
+    Args:
+        kernels: What has `<op>_forward` and `<op>_backward`, see localmamba/ops/backends.py.
+        op: `scan`, `conv`, `pool` or `merge`.
+        gradient: Of the output.
+        tensors: The op's differentiable inputs in order; None where an optional one is left out.
+        rest: Its other arguments.
+        dtype: Whose tolerance holds.
+    """
+    results = run_kernels(kernels, op, gradient, tensors, rest)
+    for name, x in tensors.items():
+        found = results.get(f"d{name}")
+        assert (found is None) == (x is None), name
+        assert x is None or found.dtype == x.dtype, name
+    truths = run_kernels(reference_backend, op, gradient.double(), in_float64(tensors), rest)
+    assert_close(results, truths, dtype)
+
+
+def check_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> None:
+    """Holds the residual norm and its gradients, by name, against the float64 reference."""
+    results = run_norm(kernels, tensors, dtype)
+    assert (results["normed"].dtype, results["stream"].dtype) == (dtype, torch.float32)
+    assert results["dhidden"].dtype == tensors["hidden"].dtype
+    assert_close(results, run_norm(reference_backend, in_float64(tensors), torch.float64), dtype)

@@ -1,0 +1,105 @@
+"""Convolution, pooling, merging and the residual norm in Triton's interpreter.
+
+test_triton_interpreter.py runs this file.
+"""
+
+from itertools import chain, combinations
+
+import pytest
+import torch
+from kernel_cases import (
+    DTYPES,
+    MERGE_OPTIONS,
+    NORM_OPTIONS,
+    check_kernels,
+    check_norm,
+    conv_arguments,
+    merge_arguments,
+    norm_arguments,
+    pool_arguments,
+)
+from ops.helpers import LAYOUTS
+
+from localmamba.ops import cuda as kernels
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+
+
+def subsets(options):
+    found = chain.from_iterable(combinations(options, n) for n in range(len(options) + 1))
+    return pytest.mark.parametrize("options", list(found), ids=lambda chosen: "+".join(chosen))
+
+
+@pytest.mark.parametrize("taps", [1, 2, 3, 4])
+@pytest.mark.parametrize("grid", [(1, 1), (3, 5), (9, 7)], ids=str)
+def test_convolution(grid, taps):
+    arguments = conv_arguments(("h", "w2_flip"), grid, 6, taps, torch.float32)
+    check_kernels(kernels, "conv", *arguments, torch.float32)
+
+
+def test_convolution_of_many_channels():
+    arguments = conv_arguments(("v",), (2, 2), 200, 4, torch.float32)
+    check_kernels(kernels, "conv", *arguments, torch.float32)
+
+
+@each_dtype
+@each_layout
+def test_convolution_of_hostile_memory(layout, dtype):
+    arguments = conv_arguments(("v_flip", "w2"), (3, 3), 5, 4, dtype, layout=layout)
+    check_kernels(kernels, "conv", *arguments, dtype)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("tokens", "channels"), [(1, 6), (15, 6), (70, 33), (5, 1100)])
+def test_pooling(tokens, channels, gated):
+    arguments = pool_arguments(tokens, channels, gated, torch.float32)
+    check_kernels(kernels, "pool", *arguments, torch.float32)
+
+
+@each_dtype
+@each_layout
+def test_pooling_of_hostile_memory(layout, dtype):
+    arguments = pool_arguments(15, 6, True, dtype, layout=layout)
+    check_kernels(kernels, "pool", *arguments, dtype)
+
+
+@subsets(MERGE_OPTIONS)
+def test_merging(options):
+    check_kernels(kernels, "merge", *merge_arguments(15, 6, options, torch.float32), torch.float32)
+
+
+@pytest.mark.parametrize(("tokens", "channels"), [(1, 6), (70, 33), (5, 1100)])
+def test_merging_of_other_sizes(tokens, channels):
+    arguments = merge_arguments(tokens, channels, MERGE_OPTIONS, torch.float32)
+    check_kernels(kernels, "merge", *arguments, torch.float32)
+
+
+@each_dtype
+@each_layout
+def test_merging_of_hostile_memory(layout, dtype):
+    arguments = merge_arguments(15, 6, MERGE_OPTIONS, dtype, layout=layout, gradient_layout=layout)
+    check_kernels(kernels, "merge", *arguments, dtype)
+
+
+@subsets(NORM_OPTIONS)
+def test_residual_norm(options):
+    check_norm(kernels, norm_arguments((2, 15, 6), options, torch.float32), torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 300, 6), (2, 5, 1100)], ids=str)
+def test_residual_norm_of_other_sizes(shape):
+    check_norm(kernels, norm_arguments(shape, NORM_OPTIONS, torch.float32), torch.float32)
+
+
+def test_residual_norm_of_maps():
+    options = ("residual", "bias", "stream")
+    check_norm(kernels, norm_arguments((2, 3, 4, 6), options, torch.float32), torch.float32)
+
+
+@each_dtype
+@each_layout
+def test_residual_norm_of_hostile_memory(layout, dtype):
+    check_norm(kernels, norm_arguments((2, 15, 6), NORM_OPTIONS, dtype, layout=layout), dtype)

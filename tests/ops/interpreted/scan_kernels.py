@@ -1,0 +1,103 @@
+"""The Triton scan in Triton's interpreter; test_triton_interpreter.py runs this file."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from kernel_cases import (
+    DTYPES,
+    SMALL_SCANS,
+    ScanCase,
+    check_kernels,
+    expanded,
+    extreme_scan,
+    run_kernels,
+    scan_arguments,
+    scan_gradient,
+)
+from ops.helpers import LAYOUTS
+
+from localmamba.ops.cuda import common, triton_scan_backward, triton_scan_forward
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+KERNELS = SimpleNamespace(
+    scan_forward=triton_scan_forward.scan_forward, scan_backward=triton_scan_backward.scan_backward
+)
+BOTH_ORDERS = SMALL_SCANS[:2]
+
+
+def check(case, dtype=torch.float32, layout=torch.clone, gradient_layout=torch.clone):
+    tensors, rest = scan_arguments(case, dtype, layout=layout)
+    dy = scan_gradient(case, dtype, layout=gradient_layout)
+    check_kernels(KERNELS, "scan", dy, tensors, rest, dtype)
+
+
+@pytest.mark.parametrize("case", SMALL_SCANS, ids=str)
+def test_float32(case):
+    check(case)
+
+
+@pytest.mark.parametrize("case", BOTH_ORDERS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(case, dtype):
+    check(case, dtype)
+
+
+def test_mixed_dtypes():
+    case = BOTH_ORDERS[0]
+    tensors, rest = scan_arguments(case, torch.float32)
+    dtypes = {"u": torch.bfloat16, "B": torch.float16, "z": torch.bfloat16, "D": torch.float16}
+    mixed = {name: x.to(dtypes.get(name, x.dtype)) for name, x in tensors.items()}
+    dy = scan_gradient(case, torch.bfloat16)
+    check_kernels(KERNELS, "scan", dy, mixed, rest, torch.bfloat16)
+
+
+@pytest.mark.parametrize("case", BOTH_ORDERS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_hostile_memory(case, layout):
+    check(case, layout=layout, gradient_layout=expanded)
+    check(ScanCase("small", ("h",), (2, 2)), gradient_layout=layout)
+
+
+@pytest.mark.parametrize("case", BOTH_ORDERS, ids=str)
+@pytest.mark.parametrize(("segments", "segment_chunks"), [(1, 3), (2, 2), (3, 1)])
+def test_segments_of_time(case, segments, segment_chunks, monkeypatch):
+    """Many sequences walk their chunks in order; few long ones are cut into segments."""
+
+    def forced(*args):
+        shape = common.scan_launch(*args)
+        return shape._replace(segments=segments, segment_chunks=segment_chunks)
+
+    for module in (triton_scan_forward, triton_scan_backward):
+        monkeypatch.setattr(module, "scan_launch", forced)
+        monkeypatch.setattr(module, "CHUNK", 8)  # of 24 steps
+    check(case)
+
+
+def test_states_are_kept_only_on_demand():
+    tensors, rest = scan_arguments(BOTH_ORDERS[0], torch.float32)
+    y, states = KERNELS.scan_forward(*tensors.values(), *rest, False)
+    kept, all_states = KERNELS.scan_forward(*tensors.values(), *rest, True)
+    assert torch.equal(y, kept)
+    assert states.numel() == 0
+    assert all_states.shape == (1, 2, 1, 4, 6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_extreme_steps_and_decays_stay_finite(dtype):
+    """Decays of 0 and 1. In float16 the output saturates; gradients may overflow, not be NaN."""
+    dy, tensors, rest = extreme_scan(dtype)
+    if dtype == torch.float32:
+        check_kernels(KERNELS, "scan", dy, tensors, rest, dtype)
+    results = run_kernels(KERNELS, "scan", dy, tensors, rest)
+    assert results["output"].isfinite().all()
+    for name, x in results.items():
+        assert not (x.isnan() if dtype == torch.float16 else ~x.isfinite()).any(), name
+
+
+def test_no_images():
+    tensors, rest = scan_arguments(ScanCase("none", ("h",), (2, 2), images=0), torch.float32)
+    results = run_kernels(KERNELS, "scan", torch.empty(0, 1, 4, 6), tensors, rest)
+    assert results["output"].shape == (0, 1, 4, 6)
+    assert torch.equal(results["dA"], torch.zeros(1, 6, 4))

@@ -1,0 +1,103 @@
+"""scan.cu compiles for every kind of input, without spilling registers. Needs NVRTC, but no GPU."""
+
+import re
+from itertools import combinations, product
+
+import pytest
+import torch
+from kernel_cases import DTYPES, ScanCase, scan_arguments, scan_gradient
+
+pytest.importorskip("triton")
+bindings = pytest.importorskip("cuda.bindings.nvrtc")
+
+from localmamba.ops.cuda import nvrtc, warp_scan  # noqa: E402 - Triton is there
+
+FACTORS = {
+    "dtype": DTYPES,
+    "inputs": ("grid", "grid, padded", "scan", "scan, padded", "none"),
+    "D": (False, True),
+    "dt_bias": (False, True),
+    "softplus": (False, True),
+    "way": ("forward", "backward"),
+    "few long sequences": (False, True),
+    "capability": ((8, 0), (9, 0)),
+}
+
+
+def covering_pairs(factors: dict[str, tuple]) -> list[dict]:
+    """Combinations in which any two values of different factors meet at least once."""
+    rows = [dict(zip(factors, values, strict=True)) for values in product(*factors.values())]
+    pairs = [set(combinations(row.items(), 2)) for row in rows]
+    missing = set().union(*pairs)
+    chosen = []
+    while missing:
+        best = max(range(len(rows)), key=lambda i: len(pairs[i] & missing))
+        missing -= pairs[best]
+        chosen.append(rows[best])
+    return chosen
+
+
+def launches(row: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
+    """The kernels that a pass asks for, and what each is compiled with; none of them runs."""
+    asked: dict[str, tuple] = {}
+
+    def launch(name, defines, *_):
+        asked[name] = defines
+
+    monkeypatch.setattr(nvrtc, "launch", launch)
+    monkeypatch.setattr(warp_scan, "combine_segments", lambda *args, **_: args[1])
+    monkeypatch.setattr(warp_scan, "WAVE", 100 if row["few long sequences"] else 0)
+    order, *padded = row["inputs"].split(", ")
+    directions = ("w7", "v_flip") if padded else ("h", "v_flip")
+    options = tuple(name for name in ("D", "dt_bias", "softplus") if row[name])
+    case = ScanCase("", directions, (9, 11), 32, 16, order, options)
+    tensors, rest = scan_arguments(case, row["dtype"])
+    tensors.pop("z")
+    if row["way"] == "forward":
+        warp_scan.scan_forward(*tensors.values(), *rest, True)
+    else:
+        dy, states = scan_gradient(case, row["dtype"]), torch.empty(0)
+        warp_scan.scan_backward(dy, *tensors.values(), *rest, states)
+    return asked
+
+
+def compile_log(defines: tuple, capability: tuple[int, int]) -> str:
+    """What the compiler says of registers, by kernel."""
+    major, minor = capability
+    options = [f"--gpu-architecture=sm_{major}{minor}", "--std=c++17", "--ptxas-options=-v"]
+    options += [f"-D{name}={value}" for name, value in defines]
+    source = nvrtc._SOURCE.read_bytes()
+    program = nvrtc._check(bindings.nvrtcCreateProgram(source, b"scan.cu", 0, [], []))
+    encoded = [option.encode() for option in options]
+    failed = int(bindings.nvrtcCompileProgram(program, len(encoded), encoded)[0])
+    log = b" " * nvrtc._check(bindings.nvrtcGetProgramLogSize(program))
+    nvrtc._check(bindings.nvrtcGetProgramLog(program, log))
+    assert not failed, log.decode()
+    return log.decode()
+
+
+@pytest.mark.parametrize(
+    "row", covering_pairs(FACTORS), ids=lambda row: " ".join(map(str, row.values()))
+)
+def test_source_compiles_without_spilling(row, monkeypatch):
+    asked = launches(row, monkeypatch)
+    helper = {"forward": "segment_end", "backward": "segment_carry"}[row["way"]]
+    kernels = {f"scan_{row['way']}", *([helper] if row["few long sequences"] else [])}
+    assert asked.keys() == kernels
+    for defines in set(asked.values()):
+        log = compile_log(defines, row["capability"])
+        assert kernels <= set(re.findall(r"entry function '(\w+)'", log))
+        spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)
+        assert spilled
+        assert set(spilled) == {"0"}
+
+
+def test_kernels_are_in_the_binary():
+    cubin = nvrtc._cubin((("ELEMENT", 1), ("GRID_ORDER", 1), ("HAS_INDEX", 1)), (9, 0))
+    for kernel in (b"scan_forward", b"scan_backward", b"segment_end", b"segment_carry"):
+        assert b".text." + kernel in cubin
+
+
+def test_compiler_errors_are_shown():
+    with pytest.raises(RuntimeError, match=r"(?s)does not compile.*sm_10.*gpu-architecture"):
+        nvrtc._cubin((("ELEMENT", 0),), (1, 0))
