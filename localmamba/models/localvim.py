@@ -61,7 +61,6 @@ def localvim_tiny_midcls(pretrained: bool = False, **kwargs: Any) -> LocalVim:
         "directions": searched_directions("localvim_tiny"),
         "class_token": True,
         "global_pool": "token",
-        "rotary": False,
     }
     return create_plain("localvim_tiny_midcls", pretrained, arguments, kwargs)
 

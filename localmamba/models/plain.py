@@ -36,8 +36,8 @@ class LocalVim(nn.Module):
         directions: Scan directions: names, a table of one row a block, or a JSON file of either.
         scattn: `channel`, `channel+spatial`, or None.
         search: Whether this is a supernet: directions are candidates, weighed in every block.
-        class_token: Whether a class token stands in the middle of the sequence.
-        rotary: Whether rotary positions turn the residual stream before every block.
+        class_token: Whether a class token stands in the middle of the sequence. Without one, rotary
+            positions turn the residual stream before every block (as in the release).
         merge: `sum` or `mean` of the directions.
         expand: Inner channels over C.
         d_state: States per channel.
@@ -63,7 +63,6 @@ class LocalVim(nn.Module):
         scattn: str | None = "channel",
         search: bool = False,
         class_token: bool = False,
-        rotary: bool = True,
         merge: str = "sum",
         expand: float = 2.0,
         d_state: int = 16,
@@ -94,7 +93,7 @@ class LocalVim(nn.Module):
         token = torch.empty(1, 1, embed_dim, **dd)
         self.cls_token = nn.Parameter(token) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim, **dd))
-        self.rope = AxialRotary(embed_dim, self.grid, **dd) if rotary else None
+        self.rope = AxialRotary(embed_dim, self.grid, **dd) if not class_token else None
         # The rate of a block acts on what the block before it puts out: one step behind the usual.
         rates = [0.0, *torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()]
         kind = (scattn, search, class_token, merge, expand, d_state)

@@ -13,7 +13,7 @@ from ..layers import resize_table
 from .backbone import DenseBackbone
 from .checkpoints import find_tensors, read_checkpoint
 from .hierarchical import LocalVMamba
-from .layouts import layout_of, source_of
+from .layouts import OWN, Layout, Source, layout_of, source_of
 from .plain import LocalVim
 
 ROTARY = {"rope.freqs_cos": "rope.cos", "rope.freqs_sin": "rope.sin"}
@@ -57,8 +57,10 @@ def load_released(
         )
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
     tensors = find_tensors(content, ema)
+    if isinstance(model, DenseBackbone):
+        tensors = {name.removeprefix("model."): x for name, x in tensors.items()}
     converted = _convert(tensors, model)
-    if not converted.tensors:
+    if set(tensors) <= set(converted.left_over):
         some = ", ".join(list(tensors)[:3])
         raise ValueError(f"the checkpoint holds nothing of this model, but {some}, ...")
     problems = [
@@ -89,32 +91,54 @@ def _convert(
     tensors: dict[str, Tensor], model: LocalVim | LocalVMamba | DenseBackbone
 ) -> _Conversion:
     """Tensors under the names of the model, and the released names of those that do not fit."""
-    if isinstance(model, DenseBackbone):
-        core = model.model
-        tensors = _with_output_norms(tensors, model)
-    else:
-        core = model
+    core = model.model if isinstance(model, DenseBackbone) else model
+    layout = layout_of(tensors, isinstance(core, LocalVim))
     tensors = {name: x for name, x in tensors.items() if not _is_spare(name, core)}
     if isinstance(core, LocalVim):
         tensors = _fit_positions(tensors, core)
-    layout = layout_of(tensors, isinstance(core, LocalVim))
+    sources = _sources(model, layout)
     result = _Conversion({}, [], [], [])
-    used: set[str] = set()
     for name, own in model.state_dict().items():
-        source = source_of(name.removeprefix("model."), own.shape, layout)
-        used.update(source.names)
+        source = sources[name]
+        if name.startswith("norms.") and not _holds_norms(tensors, sources):
+            # The checkpoint of a classifier: the norms of the maps stay as they are.
+            result.tensors[name] = own
+            continue
+        absent = [n for n in source.names if n not in tensors]
+        result.missing.extend(absent)
         parts = [tensors[n] for n in source.names if n in tensors]
-        result.missing.extend(n for n in source.names if n not in tensors)
         wrong = [
             f"{n} {list(tensors[n].shape)} (needs {source.shape})"
             for n in source.names
             if n in tensors and list(tensors[n].shape) != source.shape
         ]
         result.misshapen.extend(wrong)
-        if parts and len(parts) == len(source.names):
+        if not absent:
             result.tensors[name] = parts[0] if wrong else torch.stack(parts).reshape(own.shape)
+    used = {n for source in sources.values() for n in source.names}
     result.left_over.extend(name for name in tensors if name not in used)
     return result
+
+
+def _sources(model: LocalVim | LocalVMamba | DenseBackbone, layout: Layout) -> dict[str, Source]:
+    """For each tensor of a model, what makes it up in a checkpoint of that layout."""
+    sources = {
+        name: source_of(name.removeprefix("model."), x.shape, layout)
+        for name, x in model.state_dict().items()
+    }
+    if isinstance(model, DenseBackbone) and layout is not OWN:
+        for i, level in enumerate(model.taken):
+            released = f"outnorm_{i}" if model.plain else f"outnorm{level}"
+            for part in ("weight", "bias"):
+                name = f"norms.{i}.{part}"
+                sources[name] = Source([f"{released}.{part}"], sources[name].shape)
+    return sources
+
+
+def _holds_norms(tensors: dict[str, Tensor], sources: dict[str, Source]) -> bool:
+    """Whether a checkpoint is that of a backbone, with norms for its maps."""
+    norms = [source for name, source in sources.items() if name.startswith("norms.")]
+    return any(source.names[0] in tensors for source in norms)
 
 
 def _is_spare(name: str, core: LocalVim | LocalVMamba) -> bool:
@@ -129,20 +153,6 @@ def _is_spare(name: str, core: LocalVim | LocalVMamba) -> bool:
     position = re.match(r"(?:layers|blocks|stages)\.(\d+)\.", name)
     cut = position is not None and int(position[1]) >= kept
     return cut or name.startswith(f"layers.{kept - 1}.downsample.")
-
-
-def _with_output_norms(tensors: dict[str, Tensor], model: DenseBackbone) -> dict[str, Tensor]:
-    """Names the norms of a backbone as this package does; a classifier's checkpoint has none."""
-    prefix = "outnorm_" if model.plain else "outnorm"
-    tensors = {name.removeprefix("model."): x for name, x in tensors.items()}
-    for i, level in enumerate(model.taken):
-        number = i if model.plain else level
-        for part in ("weight", "bias"):
-            if (given := tensors.pop(f"{prefix}{number}.{part}", None)) is not None:
-                tensors[f"norms.{i}.{part}"] = given
-    if not any(name.startswith("norms.") for name in tensors):
-        tensors.update({f"norms.{name}": x for name, x in model.norms.state_dict().items()})
-    return tensors
 
 
 def _fit_positions(tensors: dict[str, Tensor], model: LocalVim) -> dict[str, Tensor]:

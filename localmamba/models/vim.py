@@ -27,7 +27,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 VIM: dict[str, Any] = {"depth": 24, "directions": ("h", "h_flip"), "scattn": None}
-MIDCLS = {**VIM, "class_token": True, "global_pool": "token", "rotary": False, "merge": "mean"}
+MIDCLS = {**VIM, "class_token": True, "global_pool": "token", "merge": "mean"}
 
 
 @register_model

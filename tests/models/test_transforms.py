@@ -1,0 +1,83 @@
+"""Copying, compiling, exporting, checkpointing: the model must answer the same."""
+
+import copy
+
+import pytest
+import torch
+from model_cases import DEMOS, demo, demo_image
+
+
+@pytest.mark.parametrize("name", DEMOS)
+@torch.no_grad()
+def test_copies_scripts_traces_and_exports(name: str) -> None:
+    model, x = demo(name), demo_image(name)
+    expected = model(x)
+    programs = {
+        "deepcopy": copy.deepcopy(model),
+        "script": torch.jit.script(model),
+        "fx": torch.fx.symbolic_trace(model),
+        "compile": torch.compile(model, fullgraph=True, backend="aot_eager"),
+        "export": torch.export.export(model, (x,)).module(),
+    }
+    for program, run in programs.items():
+        torch.testing.assert_close(run(x), expected, msg=lambda m, p=program: f"{p}: {m}")
+
+
+@pytest.mark.parametrize("name", ["localvim_demo", "localvmamba_demo"])
+@torch.no_grad()
+def test_scripted_and_traced_models_take_other_sizes(name: str) -> None:
+    model, x = demo(name), demo_image(name)
+    other = torch.randn(3, 3, x.shape[3], x.shape[2] + 4)
+    for program in (torch.jit.script(model), torch.fx.symbolic_trace(model)):
+        torch.testing.assert_close(program(x), model(x))
+        torch.testing.assert_close(program(other), model(other))
+
+
+@pytest.mark.parametrize("name", ["localvim_demo", "localvmamba_demo"])
+@torch.no_grad()
+def test_exports_with_a_free_batch(name: str) -> None:
+    model, x = demo(name), demo_image(name)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module()
+    more = demo_image(name, batch=5)
+    torch.testing.assert_close(program(more), model(more))
+
+
+def gradients(model: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of a sum of squares, by the name of the parameter."""
+    model.zero_grad()
+    model(x).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_compiled_and_checkpointed_gradients_are_the_same(name: str) -> None:
+    model, x = demo(name), demo_image(name)
+    expected = gradients(model, x)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for key, gradient in gradients(compiled, x).items():
+        torch.testing.assert_close(gradient, expected[key.removeprefix("_orig_mod.")], msg=key)
+    model.set_grad_checkpointing()
+    for key, gradient in gradients(model, x).items():
+        torch.testing.assert_close(gradient, expected[key], msg=key)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", DEMOS)
+@torch.no_grad()
+def test_half_precision_stays_near_float32(name: str, dtype: torch.dtype) -> None:
+    model, x = demo(name), demo_image(name)
+    expected = model(x)
+    with torch.autocast("cpu", dtype):
+        out = model(x)
+    assert (out.float() - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("name", DEMOS)
+@torch.no_grad()
+def test_a_model_cast_to_bfloat16(name: str) -> None:
+    model, x = demo(name), demo_image(name)
+    expected = model(x)
+    out = model.bfloat16()(x.bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - expected).norm() < 0.1 * expected.norm()
