@@ -135,7 +135,7 @@ def test_expanded_inputs_and_gradients() -> None:
     inputs = scan_inputs(index_for(3, 5), 15)
     for name in ("u", "dt", "z"):
         inputs[name] = inputs[name][:1].expand(2, *inputs[name].shape[1:])
-    dy = torch.tensor(1.5).double().expand(2, 4, 15, 20)
+    dy = torch.tensor(1.5).double()
     assert_matches_reference(selective_scan, selective_scan_reference, inputs, dy=dy)
 
 

@@ -10,6 +10,7 @@ import torch
 from .jit import inline, kernel
 from .pool import tokens_of
 from .row_math import (
+    ONE,
     add,
     add_product,
     dot,
@@ -20,12 +21,10 @@ from .row_math import (
     normalise_backward,
     put_row,
     take_row,
-    whole,
-    whole_bytes,
 )
-from .rows import Rows, floats, row, rows
+from .rows import Rows, floats, row, rows, whole_vectors
 from .threads import run
-from .vectors import LANES, draw, load_float, store_float
+from .vectors import LANES, VECTOR_BYTES, draw, load_float, store_float
 
 _COST = 6
 """Vector operations for each vector of y, backward about twice as many."""
@@ -55,18 +54,19 @@ class Gradients(NamedTuple):
 
 @inline
 def _token_weight(weights, b, k, token):
-    return load_float(row(weights, b, k, token)) if weights.base else 1.0
+    return load_float(row(weights, b, k, token)) if weights.base else ONE
 
 
 @inline
 def _take_weights(inputs, b, shape, to):
     """Copies an image's channel weights to scratch memory, or ones; then those of the norm."""
-    channels, size = shape.channels, whole_bytes(shape.channels)
+    channels, vectors = shape.channels, whole_vectors(shape.channels)
+    size = vectors * VECTOR_BYTES
     for k in range(shape.directions):
         if inputs.channel_weights.base:
             take_row(row(inputs.channel_weights, b, k, 0), channels, to + k * size)
         else:
-            fill_row(1.0, channels, to + k * size)
+            fill_row(1.0, vectors, to + k * size)
     if inputs.norm_weight.base:
         take_row(inputs.norm_weight.base, channels, to + shape.directions * size)
         take_row(inputs.norm_bias.base, channels, to + (shape.directions + 1) * size)
@@ -74,35 +74,37 @@ def _take_weights(inputs, b, shape, to):
 
 @inline
 def _weighed_sum(inputs, b, token, shape, weights, value, to):
-    channels, size = shape.channels, whole_bytes(shape.channels)
-    fill_row(0.0, channels, to)
+    channels, vectors = shape.channels, whole_vectors(shape.channels)
+    size = vectors * VECTOR_BYTES
+    fill_row(0.0, vectors, to)
     for k in range(shape.directions):
         take_row(row(inputs.y, b, k, token), channels, value)
         factor = _token_weight(inputs.token_weights, b, k, token)
-        add_product(value, weights + k * size, factor, channels, to)
+        add_product(value, weights + k * size, factor, vectors, to)
 
 
 @kernel
 def merge_forward_kernel(counter, tasks, scratch, shape, inputs, out):
     """Scratch: gate, y, sum, channel weights, norm weight and bias."""
-    blocks, channels, size = shape.blocks, shape.channels, whole_bytes(shape.channels)
+    channels, vectors = shape.channels, whole_vectors(shape.channels)
+    size = vectors * VECTOR_BYTES
     gates, value, x = scratch, scratch + size, scratch + 2 * size
     weights = scratch + 3 * size
     norm_weight = weights + shape.directions * size
     task = draw(counter)
     while task < tasks:
-        b, start = task // blocks, task % blocks * shape.block
+        b, start = task // shape.blocks, task % shape.blocks * shape.block
         _take_weights(inputs, b, shape, weights)
         for token in range(start, min(shape.tokens, start + shape.block)):
             _weighed_sum(inputs, b, token, shape, weights, value, x)
             if inputs.norm_weight.base:
                 normalise(x, channels, shape.eps)
-                multiply(x, norm_weight, 1.0, channels, x)
-                add(norm_weight + size, channels, x)
+                multiply(x, norm_weight, ONE, vectors, x)
+                add(norm_weight + size, vectors, x)
             if inputs.z.base:
                 take_row(row(inputs.z, b, 0, token), channels, gates)
-                gate(gates, channels, gates, value)
-                multiply(x, gates, 1.0, channels, x)
+                gate(gates, vectors, gates, value)
+                multiply(x, gates, ONE, vectors, x)
             put_row(x, channels, row(out, b, 0, token))
         task = draw(counter)
 
@@ -110,60 +112,63 @@ def merge_forward_kernel(counter, tasks, scratch, shape, inputs, out):
 @inline
 def _through_gate_and_norm(b, token, shape, inputs, gradients, task, scratch, weights, parts, g):
     """Turns the gradient of the result, in `g`, into that of the weighed sum."""
-    channels, size = shape.channels, whole_bytes(shape.channels)
+    channels, vectors = shape.channels, whole_vectors(shape.channels)
+    size = vectors * VECTOR_BYTES
     gates, slopes, value = scratch, scratch + size, scratch + 2 * size
     x, normed = scratch + 3 * size, scratch + 4 * size
-    norm_weight, scale = weights + shape.directions * size, 1.0
+    norm_weight, scale = weights + shape.directions * size, ONE
     if inputs.z.base or inputs.norm_weight.base:
         _weighed_sum(inputs, b, token, shape, weights, value, x)
     if inputs.norm_weight.base:
         scale = normalise(x, channels, shape.eps)
     if inputs.z.base:
         take_row(row(inputs.z, b, 0, token), channels, gates)
-        gate(gates, channels, gates, slopes)
-        multiply(g, slopes, 1.0, channels, slopes)
+        gate(gates, vectors, gates, slopes)
+        multiply(g, slopes, ONE, vectors, slopes)
         if inputs.norm_weight.base:
-            multiply(x, norm_weight, 1.0, channels, normed)
-            add(norm_weight + size, channels, normed)
-            multiply(slopes, normed, 1.0, channels, slopes)
+            multiply(x, norm_weight, ONE, vectors, normed)
+            add(norm_weight + size, vectors, normed)
+            multiply(slopes, normed, ONE, vectors, slopes)
         else:
-            multiply(slopes, x, 1.0, channels, slopes)
+            multiply(slopes, x, ONE, vectors, slopes)
         put_row(slopes, channels, row(gradients.z, b, 0, token))
-        multiply(g, gates, 1.0, channels, g)
+        multiply(g, gates, ONE, vectors, g)
     if inputs.norm_weight.base:
-        add_product(g, x, 1.0, channels, parts + shape.directions * size)
-        add(g, channels, parts + (shape.directions + 1) * size)
-        multiply(g, norm_weight, 1.0, channels, g)
+        add_product(g, x, ONE, vectors, parts + shape.directions * size)
+        add(g, vectors, parts + (shape.directions + 1) * size)
+        multiply(g, norm_weight, ONE, vectors, g)
         normalise_backward(g, x, channels, scale)
 
 
 @inline
 def _token_backward(b, token, shape, inputs, gradients, weights, parts, value, g):
     """Shares the gradient of the weighed sum among the directions and their weights."""
-    channels, size = shape.channels, whole_bytes(shape.channels)
+    channels, vectors = shape.channels, whole_vectors(shape.channels)
+    size = vectors * VECTOR_BYTES
     for k in range(shape.directions):
         factor = _token_weight(inputs.token_weights, b, k, token)
         take_row(row(inputs.y, b, k, token), channels, value)
         if gradients.channel_weights.base:
-            add_product(g, value, factor, channels, parts + k * size)
+            add_product(g, value, factor, vectors, parts + k * size)
         if gradients.token_weights.base:
-            dweight = dot(g, value, weights + k * size, channels)
+            dweight = dot(g, value, weights + k * size, vectors)
             store_float(row(gradients.token_weights, b, k, token), dweight)
-        multiply(g, weights + k * size, factor, channels, value)
+        multiply(g, weights + k * size, factor, vectors, value)
         put_row(value, channels, row(gradients.y, b, k, token))
 
 
 @kernel
 def merge_backward_kernel(counter, tasks, scratch, shape, inputs, dout, gradients):
     """Scratch: seven rows, channel weights, norm weight and bias, sums of their gradients."""
-    blocks, channels, size = shape.blocks, shape.channels, whole_bytes(shape.channels)
+    channels, vectors = shape.channels, whole_vectors(shape.channels)
+    size = vectors * VECTOR_BYTES
     value, g, weights = scratch + 2 * size, scratch + 5 * size, scratch + 6 * size
     parts = weights + (shape.directions + 2) * size
     task = draw(counter)
     while task < tasks:
-        b, start = task // blocks, task % blocks * shape.block
+        b, start = task // shape.blocks, task % shape.blocks * shape.block
         _take_weights(inputs, b, shape, weights)
-        fill_row(0.0, (shape.directions + 2) * size // 4, parts)
+        fill_row(0.0, (shape.directions + 2) * vectors, parts)
         for token in range(start, min(shape.tokens, start + shape.block)):
             take_row(row(dout, b, 0, token), channels, g)
             _through_gate_and_norm(
@@ -201,7 +206,7 @@ def merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, 
         merge_forward_kernel,
         y.shape[0] * shape.blocks,
         y.numel() // LANES * _COST,
-        (5 + shape.directions) * whole(shape.channels),
+        (5 + shape.directions) * LANES * -(-shape.channels // LANES),
         shape,
         inputs,
         rows(out, "bt"),
@@ -230,7 +235,7 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
         merge_backward_kernel,
         parts,
         y.numel() // LANES * 2 * _COST,
-        (10 + 2 * shape.directions) * whole(shape.channels),
+        (10 + 2 * shape.directions) * LANES * -(-shape.channels // LANES),
         shape,
         inputs,
         rows(dout, "bt"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .jit import kernel
 from .row_math import (
+    ONE,
     add,
     add_product,
     fill_row,
@@ -19,12 +20,10 @@ from .row_math import (
     normalise_backward,
     put_row,
     take_row,
-    whole,
-    whole_bytes,
 )
-from .rows import floats, row, rows
+from .rows import floats, row, rows, whole_vectors
 from .threads import run
-from .vectors import LANES, draw
+from .vectors import LANES, VECTOR_BYTES, draw
 
 _COST = 12
 """Vector operations for each vector of y, backward about twice as many."""
@@ -51,22 +50,23 @@ def tokens_of(y: Tensor, eps: float) -> Tokens:
 @kernel
 def pool_forward_kernel(counter, tasks, scratch, shape, y, z, sums):
     """Writes the sums over the tokens of a block; scratch: gate, y and K sums."""
-    blocks, size = shape.blocks, whole_bytes(shape.channels)
-    channels, gates, x, parts = shape.channels, scratch, scratch + size, scratch + 2 * size
+    channels, vectors = shape.channels, whole_vectors(shape.channels)
+    size = vectors * VECTOR_BYTES
+    gates, x, parts = scratch, scratch + size, scratch + 2 * size
     task = draw(counter)
     while task < tasks:
-        b, start = task // blocks, task % blocks * shape.block
-        fill_row(0.0, shape.directions * size // 4, parts)
+        b, start = task // shape.blocks, task % shape.blocks * shape.block
+        fill_row(0.0, shape.directions * vectors, parts)
         for token in range(start, min(shape.tokens, start + shape.block)):
             if z.base:
                 take_row(row(z, b, 0, token), channels, gates)
-                gate(gates, channels, gates, x)
+                gate(gates, vectors, gates, x)
             for k in range(shape.directions):
                 take_row(row(y, b, k, token), channels, x)
                 if z.base:
-                    multiply(x, gates, 1.0, channels, x)
+                    multiply(x, gates, ONE, vectors, x)
                 normalise(x, channels, shape.eps)
-                add(x, channels, parts + k * size)
+                add(x, vectors, parts + k * size)
         for k in range(shape.directions):
             put_row(parts + k * size, channels, row(sums, task, k, 0))
         task = draw(counter)
@@ -75,32 +75,33 @@ def pool_forward_kernel(counter, tasks, scratch, shape, y, z, sums):
 @kernel
 def pool_backward_kernel(counter, tasks, scratch, shape, y, z, slant, sums, dy, dz):
     """Writes the gradients of y and z, and again the sums; `slant`: the normalised y's gradient."""
-    blocks, size = shape.blocks, whole_bytes(shape.channels)
-    channels, gates, slopes, value = shape.channels, scratch, scratch + size, scratch + 2 * size
+    channels, vectors = shape.channels, whole_vectors(shape.channels)
+    size = vectors * VECTOR_BYTES
+    gates, slopes, value = scratch, scratch + size, scratch + 2 * size
     x, g, dgate, parts = value + size, value + 2 * size, value + 3 * size, value + 4 * size
+    fill_row(1.0, vectors, gates)
     task = draw(counter)
     while task < tasks:
-        b, start = task // blocks, task % blocks * shape.block
-        fill_row(0.0, shape.directions * size // 4, parts)
-        fill_row(1.0, channels, gates)
+        b, start = task // shape.blocks, task % shape.blocks * shape.block
+        fill_row(0.0, shape.directions * vectors, parts)
         for token in range(start, min(shape.tokens, start + shape.block)):
             if z.base:
                 take_row(row(z, b, 0, token), channels, gates)
-                gate(gates, channels, gates, slopes)
-                fill_row(0.0, channels, dgate)
+                gate(gates, vectors, gates, slopes)
+                fill_row(0.0, vectors, dgate)
             for k in range(shape.directions):
                 take_row(row(y, b, k, token), channels, value)
-                multiply(value, gates, 1.0, channels, x)
+                multiply(value, gates, ONE, vectors, x)
                 scale = normalise(x, channels, shape.eps)
-                add(x, channels, parts + k * size)
+                add(x, vectors, parts + k * size)
                 take_row(row(slant, b, k, 0), channels, g)
                 normalise_backward(g, x, channels, scale)
                 if z.base:
-                    add_product(g, value, 1.0, channels, dgate)
-                    multiply(g, gates, 1.0, channels, g)
+                    add_product(g, value, ONE, vectors, dgate)
+                    multiply(g, gates, ONE, vectors, g)
                 put_row(g, channels, row(dy, b, k, token))
             if z.base:
-                multiply(dgate, slopes, 1.0, channels, dgate)
+                multiply(dgate, slopes, ONE, vectors, dgate)
                 put_row(dgate, channels, row(dz, b, 0, token))
         for k in range(shape.directions):
             put_row(parts + k * size, channels, row(sums, task, k, 0))
@@ -117,7 +118,7 @@ def pool_forward(y, z, weight, bias, eps):
         pool_forward_kernel,
         batch * shape.blocks,
         y.numel() // LANES * _COST,
-        (2 + directions) * whole(channels),
+        (2 + directions) * LANES * -(-channels // LANES),
         shape,
         rows(y),
         rows(z, "bt"),
@@ -140,7 +141,7 @@ def pool_backward(dpooled, y, z, weight, bias, eps):
         pool_backward_kernel,
         batch * shape.blocks,
         y.numel() // LANES * 2 * _COST,
-        (6 + directions) * whole(channels),
+        (6 + directions) * LANES * -(-channels // LANES),
         shape,
         rows(values),
         rows(gates, "bt"),

@@ -1,7 +1,12 @@
 """What pooling and merging do to the channels of one token, as rows of whole vectors.
 
-Rows in scratch memory are filled with zeros to whole vectors, and stay so.
+Rows in scratch memory are filled with zeros to whole vectors, and stay so. Here `vectors` counts
+the vectors of a row.
 """
+
+import math
+
+import numba
 
 from .jit import function, inline
 from .math import sigmoid
@@ -12,83 +17,88 @@ from .vectors import (
     load_vector,
     splat,
     stay_a_function,
-    store_float,
     store_vector,
     total,
+    with_lane,
 )
 
-
-def whole(channels: int) -> int:
-    """Floats of a row in scratch memory."""
-    return -(-channels // LANES) * LANES
-
-
-@inline
-def whole_bytes(channels):
-    """Bytes of a row in scratch memory."""
-    return (channels + LANES - 1) // LANES * VECTOR_BYTES
+_ZERO, ONE = numba.float32(0), numba.float32(1)  # a plain 1.0 would be float64
 
 
 @function
 def take_row(source, channels, to):
     """Copies a row to scratch memory."""
-    for channel in range(0, channels, LANES):
-        x = load(source + 4 * channel, min(LANES, channels - channel))
-        store_vector(to + 4 * channel, x)
+    for i in range(channels // LANES):
+        store_vector(to + i * VECTOR_BYTES, load_vector(source + i * VECTOR_BYTES))
+    if channels % LANES:
+        at = channels // LANES * VECTOR_BYTES
+        store_vector(to + at, load(source + at, channels % LANES))
 
 
 @function
 def put_row(source, channels, to):
     """Copies a row from scratch memory."""
-    for channel in range(0, channels, LANES):
-        store(to + 4 * channel, load_vector(source + 4 * channel), min(LANES, channels - channel))
+    for i in range(channels // LANES):
+        store_vector(to + i * VECTOR_BYTES, load_vector(source + i * VECTOR_BYTES))
+    if channels % LANES:
+        at = channels // LANES * VECTOR_BYTES
+        store(to + at, load_vector(source + at), channels % LANES)
 
 
 @function
-def fill_row(value, channels, to):
-    """Writes one value to the channels of a row."""
-    for at in range(0, whole_bytes(channels), VECTOR_BYTES):
-        store_vector(to + at, splat(value))
-    _clear_tail(to, channels)
+def fill_row(value, vectors, to):
+    """Writes one value everywhere."""
+    for i in range(vectors):
+        store_vector(to + i * VECTOR_BYTES, splat(value))
+
+
+@function
+def gate(z, vectors, gates, slopes):
+    """SiLU of a row and its derivative."""
+    stay_a_function()
+    for i in range(vectors):
+        x = load_vector(z + i * VECTOR_BYTES)
+        s = sigmoid(x)
+        store_vector(gates + i * VECTOR_BYTES, x * s)
+        store_vector(slopes + i * VECTOR_BYTES, s * (x * (splat(1.0) - s) + 1.0))
 
 
 @inline
-def _clear_tail(to, channels):
-    for channel in range(channels, whole_bytes(channels) // 4):
-        store_float(to + 4 * channel, 0.0)
-
-
-@function
-def gate(z, channels, gates, slopes):
-    """SiLU of a row and its derivative."""
-    stay_a_function()
-    for at in range(0, whole_bytes(channels), VECTOR_BYTES):
-        x = load_vector(z + at)
-        s = sigmoid(x)
-        store_vector(gates + at, x * s)
-        store_vector(slopes + at, s * (x * (splat(1.0) - s) + 1.0))
+def _first_lanes(x, lanes):
+    for i in range(lanes, LANES):
+        x = with_lane(x, i, _ZERO)
+    return x
 
 
 @function
 def normalise(x, channels, eps):
     """Takes the mean from a row and divides by the standard deviation, in place.
 
+    The mean is taken off twice: the second time, what rounding left of a large one.
+
     Returns:
         What it was multiplied by.
     """
     stay_a_function()
-    end, sums = whole_bytes(channels), splat(0.0)
-    for at in range(0, end, VECTOR_BYTES):
-        sums = sums + load_vector(x + at)
-    mean, squares = total(sums) / channels, splat(0.0)
-    for at in range(0, end, VECTOR_BYTES):
-        store_vector(x + at, load_vector(x + at) - mean)
-    _clear_tail(x, channels)
-    for at in range(0, end, VECTOR_BYTES):
-        squares = squares + load_vector(x + at) * load_vector(x + at)
-    scale = 1.0 / (total(squares) / channels + eps) ** 0.5
-    for at in range(0, end, VECTOR_BYTES):
-        store_vector(x + at, load_vector(x + at) * scale)
+    vectors, share = (channels + LANES - 1) // LANES, ONE / numba.float32(channels)
+    sums, rest, squares = splat(0.0), splat(0.0), splat(0.0)
+    for i in range(vectors):
+        sums = sums + load_vector(x + i * VECTOR_BYTES)
+    mean = splat(total(sums) * share)
+    for i in range(vectors):
+        centred = load_vector(x + i * VECTOR_BYTES) - mean
+        if channels < (i + 1) * LANES:
+            centred = _first_lanes(centred, channels - i * LANES)
+        store_vector(x + i * VECTOR_BYTES, centred)
+        rest, squares = rest + centred, squares + centred * centred
+    left = total(rest) * share
+    variance = total(squares) * share - left * left
+    scale = ONE / math.sqrt(max(variance, _ZERO) + numba.float32(eps))
+    for i in range(vectors):
+        scaled = (load_vector(x + i * VECTOR_BYTES) - left) * scale
+        if channels < (i + 1) * LANES:
+            scaled = _first_lanes(scaled, channels - i * LANES)
+        store_vector(x + i * VECTOR_BYTES, scaled)
     return scale
 
 
@@ -96,44 +106,50 @@ def normalise(x, channels, eps):
 def normalise_backward(gradient, x, channels, scale):
     """The gradient through `normalise`, in place, from its results."""
     stay_a_function()
-    end, sums, products = whole_bytes(channels), splat(0.0), splat(0.0)
-    for at in range(0, end, VECTOR_BYTES):
-        g = load_vector(gradient + at)
-        sums = sums + g
-        products = products + g * load_vector(x + at)
-    mean, along = total(sums) / channels, total(products) / channels
-    for at in range(0, end, VECTOR_BYTES):
-        g = load_vector(gradient + at) - mean - load_vector(x + at) * along
-        store_vector(gradient + at, g * scale)
-    _clear_tail(gradient, channels)
+    vectors, share = (channels + LANES - 1) // LANES, ONE / numba.float32(channels)
+    sums, products = splat(0.0), splat(0.0)
+    for i in range(vectors):
+        g = load_vector(gradient + i * VECTOR_BYTES)
+        sums, products = sums + g, products + g * load_vector(x + i * VECTOR_BYTES)
+    mean, along = total(sums) * share, total(products) * share
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
+        g = (load_vector(gradient + at) - mean - load_vector(x + at) * along) * scale
+        if channels < (i + 1) * LANES:
+            g = _first_lanes(g, channels - i * LANES)
+        store_vector(gradient + at, g)
 
 
 @function
-def multiply(x, y, factor, channels, to):
+def multiply(x, y, factor, vectors, to):
     """The product of two rows and a number."""
-    for at in range(0, whole_bytes(channels), VECTOR_BYTES):
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
         store_vector(to + at, load_vector(x + at) * load_vector(y + at) * factor)
 
 
 @function
-def add_product(x, y, factor, channels, to):
+def add_product(x, y, factor, vectors, to):
     """Adds the product of two rows and a number to a row."""
-    for at in range(0, whole_bytes(channels), VECTOR_BYTES):
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
         product = load_vector(x + at) * load_vector(y + at) * factor
         store_vector(to + at, load_vector(to + at) + product)
 
 
 @function
-def add(x, channels, to):
+def add(x, vectors, to):
     """Adds a row to another."""
-    for at in range(0, whole_bytes(channels), VECTOR_BYTES):
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
         store_vector(to + at, load_vector(to + at) + load_vector(x + at))
 
 
 @function
-def dot(x, y, w, channels):
+def dot(x, y, w, vectors):
     """The sum over channels of the product of three rows."""
     sums = splat(0.0)
-    for at in range(0, whole_bytes(channels), VECTOR_BYTES):
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
         sums = sums + load_vector(x + at) * load_vector(y + at) * load_vector(w + at)
     return total(sums)

@@ -1,0 +1,176 @@
+"""Pooling and merging of branches: against layers of PyTorch, and on hostile input."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import LAYOUTS, assert_matches_reference, random, relative_error
+from torch import Tensor
+
+from localmamba.ops import merge_branches, pool_branches
+from localmamba.ops.reference import merge_branches_reference, pool_branches_reference
+
+SHAPES = [(4, 3, 1, 5), (2, 3, 17, 16), (2, 4, 50, 20), (1, 2, 1100, 33)]
+"""B, K, L, D"""
+
+
+def pool_inputs(
+    shape: tuple[int, ...], gated: bool = True, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor | None]:
+    batch, _, length, channels = shape
+    return {
+        "y": random(*shape, seed=1, dtype=dtype) + 1,
+        "z": random(batch, length, channels, seed=2, dtype=dtype) if gated else None,
+        "weight": random(channels, seed=3),
+        "bias": random(channels, seed=4),
+        "eps": 1e-5,
+    }
+
+
+def merge_inputs(
+    shape: tuple[int, ...], present: str = "channel token gate norm", dtype=torch.float32
+) -> dict[str, Tensor | None]:
+    batch, directions, length, channels = shape
+    inputs = {
+        "channel_weights": ("channel", random(batch, directions, channels, seed=2).sigmoid()),
+        "token_weights": ("token", random(batch, directions, length, seed=3).sigmoid()),
+        "z": ("gate", random(batch, length, channels, seed=4, dtype=dtype)),
+        "norm_weight": ("norm", random(channels, seed=5)),
+        "norm_bias": ("norm", random(channels, seed=6)),
+    }
+    given = {name: x if key in present else None for name, (key, x) in inputs.items()}
+    return {"y": random(*shape, seed=1, dtype=dtype) + 1, **given, "eps": 1e-5}
+
+
+COMBINATIONS = [
+    " ".join(itertools.compress(("channel", "token", "gate", "norm"), chosen)) or "sum alone"
+    for chosen in itertools.product((0, 1), repeat=4)
+]
+
+
+def test_pooling_is_a_norm_and_a_mean() -> None:
+    inputs = pool_inputs((2, 3, 7, 5), dtype=torch.float64)
+    norm = torch.nn.LayerNorm(5, dtype=torch.float64)
+    norm.weight.data, norm.bias.data = inputs["weight"].double(), inputs["bias"].double()
+    gated = torch.stack([y * F.silu(inputs["z"]) for y in inputs["y"].unbind(1)], dim=1)
+    expected = torch.stack([norm(y).mean(1) for y in gated.unbind(1)], dim=1)
+    assert relative_error(pool_branches_reference(**inputs), expected) < 1e-13
+
+
+def test_merging_is_a_weighed_sum() -> None:
+    inputs = merge_inputs((2, 3, 7, 5), dtype=torch.float64)
+    norm = torch.nn.LayerNorm(5, dtype=torch.float64)
+    norm.weight.data = inputs["norm_weight"].double()
+    norm.bias.data = inputs["norm_bias"].double()
+    total = torch.einsum(
+        "bkld,bkd,bkl->bld",
+        inputs["y"],
+        inputs["channel_weights"].double(),
+        inputs["token_weights"].double(),
+    )
+    expected = norm(total) * F.silu(inputs["z"])
+    assert relative_error(merge_branches_reference(**inputs), expected) < 1e-13
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_pooling_matches_reference(shape: tuple[int, ...], gated: bool) -> None:
+    inputs = pool_inputs(shape, gated)
+    assert_matches_reference(pool_branches, pool_branches_reference, inputs)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("present", COMBINATIONS)
+def test_merging_matches_reference(present: str, shape: tuple[int, ...]) -> None:
+    inputs = merge_inputs(shape, present)
+    assert_matches_reference(merge_branches, merge_branches_reference, inputs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_memory_layout(layout: str) -> None:
+    change = LAYOUTS[layout]
+    for op, reference, inputs in (
+        (pool_branches, pool_branches_reference, pool_inputs(SHAPES[2])),
+        (merge_branches, merge_branches_reference, merge_inputs(SHAPES[2])),
+    ):
+        hostile = {k: change(x) if isinstance(x, Tensor) else x for k, x in inputs.items()}
+        assert_matches_reference(op, reference, hostile)
+
+
+def test_expanded_inputs_and_gradients() -> None:
+    inputs = merge_inputs(SHAPES[2])
+    inputs["y"] = inputs["y"][:, :1].expand(SHAPES[2])
+    dy = torch.tensor(0.5).double()
+    assert_matches_reference(merge_branches, merge_branches_reference, inputs, dy=dy)
+
+
+def test_a_mean_far_from_zero() -> None:
+    """The variance is of what is left without the mean: no digits are lost twice."""
+    inputs = pool_inputs((1, 2, 9, 20), gated=False)
+    inputs["y"] = inputs["y"] + 1000
+    actual, expected = pool_branches(**inputs), pool_branches_reference(**inputs)
+    truth = pool_branches_reference(**inputs | {"y": inputs["y"].double()})
+    assert relative_error(actual, truth) < 2 * relative_error(expected, truth) + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(dtype: torch.dtype) -> None:
+    pooled = pool_branches(**pool_inputs(SHAPES[2], dtype=dtype))
+    assert pooled.dtype == torch.float32, "SCAttn's small layers follow autocast, not this"
+    merged = merge_inputs(SHAPES[2], dtype=dtype)
+    assert_matches_reference(merge_branches, merge_branches_reference, merged, dtype)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_writes_every_cell() -> None:
+    for present in ("sum alone", "channel token gate norm"):
+        inputs = merge_inputs((2, 3, 50, 21), present)
+        assert_matches_reference(merge_branches, merge_branches_reference, inputs)
+    for gated in (True, False):
+        inputs = pool_inputs((2, 3, 50, 21), gated)
+        assert_matches_reference(pool_branches, pool_branches_reference, inputs)
+
+
+def test_empty_batch() -> None:
+    pooling, merging = pool_inputs((0, 2, 3, 4)), merge_inputs((0, 2, 3, 4))
+    weight, norm_weight = pooling["weight"], merging["norm_weight"]
+    pooled = pool_branches(**pooling | {"weight": weight.requires_grad_()})
+    merged = merge_branches(**merging | {"norm_weight": norm_weight.requires_grad_()})
+    (pooled.sum() + merged.sum()).backward()
+    assert pooled.shape == (0, 2, 4)
+    assert merged.shape == (0, 3, 4)
+    assert not weight.grad.any()
+    assert not norm_weight.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_operator_contract(dtype: torch.dtype) -> None:
+    def arguments(inputs: dict) -> tuple:
+        return tuple(x.requires_grad_() if isinstance(x, Tensor) else x for x in inputs.values())
+
+    shape = (2, 2, 3, 4)
+    for gated in (True, False):
+        inputs = pool_inputs(shape, gated, dtype)
+        torch.library.opcheck(torch.ops.localmamba.pool_branches, arguments(inputs))
+    for present in ("channel norm gate", "token"):
+        inputs = merge_inputs(shape, present, dtype)
+        torch.library.opcheck(torch.ops.localmamba.merge_branches, arguments(inputs))
+
+
+def test_gradients_in_float64() -> None:
+    for op, inputs in (
+        (pool_branches, pool_inputs((1, 2, 3, 4), dtype=torch.float64)),
+        (merge_branches, merge_inputs((1, 2, 3, 4), dtype=torch.float64)),
+    ):
+        tensors = [x.double().requires_grad_() for x in inputs.values() if isinstance(x, Tensor)]
+        assert torch.autograd.gradcheck(op, tensors)
+
+
+def test_compiles_whole() -> None:
+    for op, reference, inputs in (
+        (pool_branches, pool_branches_reference, pool_inputs(SHAPES[1])),
+        (merge_branches, merge_branches_reference, merge_inputs(SHAPES[1])),
+    ):
+        compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+        assert_matches_reference(compiled, reference, inputs)
