@@ -58,20 +58,27 @@ class ImageData(LightningDataModule):
         spec: What the model takes as input.
         settings: Batch size, workers, what to do with bad files.
         augmentation: Of the training images.
+        evaluated: The split of the validation batches; by default `source.watched`.
 
     Raises:
         ValueError: From `setup`, on image files that cannot be read.
     """
 
     def __init__(
-        self, source: Source, spec: InputSpec, settings: ImageSettings, augmentation: Augmentation
+        self,
+        source: Source,
+        spec: InputSpec,
+        settings: ImageSettings,
+        augmentation: Augmentation | None = None,
+        evaluated: str | None = None,
     ):
         super().__init__()
         self.source = source
         self.spec = spec
         self.settings = settings
-        self.augmentation = augmentation
-        self.augment = BatchAugmentation(spec, augmentation)
+        self.augmentation = augmentation or Augmentation()
+        self.evaluated = evaluated or source.watched
+        self.augment = BatchAugmentation(spec, self.augmentation)
         self._datasets: dict[tuple[str, bool], ImageFiles | ImageTensors] = {}
 
     def dataset(self, split: str, training: bool = False) -> ImageFiles | ImageTensors:
@@ -91,15 +98,15 @@ class ImageData(LightningDataModule):
         """Reads and checks what the stage needs, so that bad files are found before it starts."""
         if stage in (None, "fit"):
             self.dataset("train", training=True)
-            self.dataset(self.source.watched)
+        self.dataset(self.evaluated)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, whole batches only; a set smaller than a batch is one batch."""
         return self.loader("train", training=True)
 
     def val_dataloader(self) -> DataLoader:
-        """The split looked at while training."""
-        return self.loader(self.source.watched)
+        """The split that is evaluated."""
+        return self.loader(self.evaluated)
 
     def loader(self, split: str, training: bool = False) -> DataLoader:
         """Batches of one split, in order unless `training`."""

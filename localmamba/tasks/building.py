@@ -1,0 +1,101 @@
+"""Models by timm's name, for given images and classes."""
+
+import difflib
+from typing import Any
+
+import timm
+from torch import nn
+
+from localmamba.data import ImageSettings, InputSpec
+from localmamba.layers import DirectionalMixer
+from localmamba.models.directions import DirectionTable
+
+
+def check_model(name: str) -> str:
+    """The name; ValueError with the names most like it if timm has no such model."""
+    if not timm.is_model(name):
+        known = timm.list_models()
+        close = difflib.get_close_matches(name, known, n=4) or timm.list_models("local*")
+        raise ValueError(f"unknown model {name!r}; did you mean: {', '.join(close)}?")
+    return name
+
+
+def input_spec(name: str, settings: ImageSettings, channels: int) -> InputSpec:
+    """What a model is to take as input: its own configuration where the settings say nothing.
+
+    Args:
+        name: timm's name of the model.
+        settings: Image size and crop.
+        channels: Of the images: 1 or 3.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    config = timm.get_pretrained_cfg(check_model(name))
+    own = config.to_dict() if config else {}
+    mean, std = (tuple(own.get(key) or (0.5,) * 3) for key in ("mean", "std"))
+    if channels == 1:
+        mean, std = ((sum(values) / len(values),) for values in (mean, std))
+    return InputSpec(
+        size=settings.image_size or own.get("input_size", (3, 224, 224))[-1],
+        channels=channels,
+        mean=mean,
+        std=std,
+        interpolation=own.get("interpolation") or "bicubic",
+        crop_pct=settings.crop_pct or own.get("crop_pct") or 1.0,
+    )
+
+
+def model_arguments(
+    name: str,
+    spec: InputSpec,
+    num_classes: int,
+    directions: DirectionTable | None = None,
+    drop_path: float | None = None,
+    others: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The arguments of `timm.create_model` for these images and classes; None is left out."""
+    config = timm.get_pretrained_cfg(name)
+    own_size = config.input_size[-1] if config and config.input_size else None
+    arguments = {
+        "num_classes": num_classes,
+        "in_chans": spec.channels,
+        # Only some models take it; the others take any size.
+        "img_size": spec.size if spec.size != own_size else None,
+        "directions": directions,
+        "drop_path_rate": drop_path,
+        **(others or {}),
+    }
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+def build_model(name: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
+    """`timm.create_model` whose errors are one line.
+
+    Args:
+        name: timm's name of the model.
+        arguments: Of the model. `img_size` is dropped where the model takes none.
+        pretrained: Whether to start from weights that timm fetches.
+
+    Raises:
+        ValueError: If the name, an argument, the directions or the weights do not fit.
+    """
+    check_model(name)
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        if "img_size" in str(error) and "img_size" in arguments:
+            others = {key: value for key, value in arguments.items() if key != "img_size"}
+            return build_model(name, others, pretrained)
+        raise ValueError(f"{name}: {_first_line(error)}") from error
+    except (AssertionError, OSError, RuntimeError) as error:
+        raise ValueError(f"{name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def model_directions(model: nn.Module) -> list[list[str]]:
+    """The scan directions of every block; empty for a model that has none."""
+    return [list(m.directions) for m in model.modules() if isinstance(m, DirectionalMixer)]

@@ -1,0 +1,38 @@
+"""Optimiser and learning rate."""
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from localmamba.tasks.settings import TrainingSettings
+
+
+def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """AdamW; no weight decay on biases, norms and what `model.no_weight_decay()` names."""
+    from timm.optim import create_optimizer_v2
+
+    return create_optimizer_v2(
+        model,
+        opt="adamw",
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        betas=settings.betas,
+    )
+
+
+def rate_at(progress: float, settings: TrainingSettings) -> float:
+    """The learning rate when this share of the training is done."""
+    warmup = settings.warmup_epochs / settings.epochs
+    if progress < warmup:
+        return settings.warmup_lr + (settings.lr - settings.warmup_lr) * progress / warmup
+    cosine = (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+    return settings.min_lr + (settings.lr - settings.min_lr) * cosine
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps: int
+) -> LambdaLR:
+    """`rate_at` for an optimiser that makes so many steps."""
+    return LambdaLR(optimizer, lambda step: rate_at(min(step / steps, 1), settings) / settings.lr)

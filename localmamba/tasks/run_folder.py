@@ -1,0 +1,93 @@
+"""The folder of a run: made once, never another run's, readable files."""
+
+import csv
+import json
+import os
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from localmamba.search.choice import write_atomically
+
+RUNS = Path("runs")
+
+
+def make_run_folder(output: Path | None, name: str, overwrite: bool = False) -> Path:
+    """Makes the folder of a new run.
+
+    Args:
+        output: The folder; by default runs/<name>, or runs/<name>-2 and so on if that is taken.
+        name: What the run is about.
+        overwrite: Whether `output` may exist and hold files; those of the same name are replaced.
+
+    Raises:
+        ValueError: If `output` is a file, or holds files and may not.
+    """
+    if output is None:
+        return _make_numbered(RUNS / name.replace("/", "-"))
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output {output} is a file; name a folder")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise ValueError(f"output {output} holds files already; name another or pass --overwrite")
+    output.mkdir(parents=True, exist_ok=True)
+    return output
+
+
+def _make_numbered(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number, chosen = 1, path
+    while True:
+        try:
+            # mkdir decides, so that two runs that start together do not share a folder.
+            chosen.mkdir()
+        except FileExistsError:
+            number += 1
+            chosen = path.with_name(f"{path.name}-{number}")
+        else:
+            return chosen
+
+
+def write_config(folder: Path, command: str, config: Mapping[str, Any]) -> Path:
+    """Writes config.yaml, which the command takes back with --config."""
+    path = folder / "config.yaml"
+    again = f"localmamba {command} --config {shlex.quote(str(path))}"
+    text = yaml.safe_dump(_plain(config), sort_keys=False, default_flow_style=None, width=100)
+    write_atomically(path, f"# again: {again}\n{text}")
+    return path
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Writes JSON in one step."""
+    write_atomically(path, json.dumps(_plain(content), indent=1) + "\n")
+    return path
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes rows with the same keys in one step."""
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(draft, path)
+    return path
+
+
+def versions() -> dict[str, str]:
+    """What a figure was made with."""
+    names = ("localmamba", "torch", "timm", "lightning", "numpy")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and paths as what YAML and JSON have."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
