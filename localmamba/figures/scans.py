@@ -74,7 +74,7 @@ def _draw_path(axes: Axes, tokens: np.ndarray, width: int) -> None:
     points = np.stack([tokens % width, tokens // width], axis=1)  # [L, 2] as x, y
     lines = np.stack([points[:-1], points[1:]], axis=1)
     shades = np.linspace(0.0, 0.85, len(points))
-    path = LineCollection(lines, cmap="viridis", array=shades[:-1], lw=1.8, capstyle="round")
+    path = LineCollection(list(lines), cmap="viridis", array=shades[:-1], lw=1.8, capstyle="round")
     path.set_clim(0, 1)
     axes.add_collection(path)
     colours = path.get_cmap()(shades)

@@ -96,7 +96,9 @@ def evolve(
                 losses[choice] = loss_of(choice)
         on_generation(generation, losses)
         best = sorted(losses, key=losses.__getitem__)[:parents]
-        crossed = [space.cross(*rng.choices(best, k=2), rng) for _ in range(population // 2)]
+        crossed = [
+            space.cross(rng.choice(best), rng.choice(best), rng) for _ in range(population // 2)
+        ]
         mutated = [
             space.mutate(rng.choice(best), mutation, rng) for _ in range(population - len(crossed))
         ]

@@ -24,6 +24,7 @@ class SearchSettings:
         partial: One in so many inner channels passes the directions, for `partial_channels`.
         population: Choices of a generation, for `single_path`.
         generations: For `single_path`.
+        judge_images: At most so many held-out images judge a choice, for `single_path`.
     """
 
     keep: int = 4
@@ -33,14 +34,15 @@ class SearchSettings:
     partial: int = 4
     population: int = 50
     generations: int = 20
+    judge_images: int = 2048
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("holdout", "choice_lr"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be at least 0 and below 1, got {self.warmup}")
-        for name in ("keep", "partial", "population", "generations"):
+        for name in ("keep", "partial", "population", "generations", "judge_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -83,16 +85,15 @@ class Strategy:
     @property
     def alphas(self) -> list[nn.Parameter]:
         """The logits of each layer, [C] each."""
-        return [mixer.alpha for mixer in self.mixers]
+        return [mixer.alpha for mixer in self.mixers if mixer.alpha is not None]
 
     def alpha_table(self) -> Tensor:
         """The logits of all layers on the CPU, float32 [layers, C], without gradient."""
         return torch.stack([alpha.detach().float() for alpha in self.alphas]).cpu()
 
-    def weight_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    def weight_parameters(self, model: nn.Module) -> list[nn.Parameter]:
         """What the optimiser of the weights trains; alpha too where it has none of its own."""
-        own = set(map(id, self.alphas)) if self.uses_holdout else set()
-        return [(name, p) for name, p in model.named_parameters() if id(p) not in own]
+        return [p for p in model.parameters() if p.requires_grad]
 
     def start_weight_pass(self) -> None:
         """Sets the branches that the next training batch runs."""
@@ -166,6 +167,10 @@ class AlternatingStrategy(Strategy):
         self.optimizer = torch.optim.Adam(
             self.alphas, settings.choice_lr, betas=self.betas, weight_decay=self.weight_decay
         )
+
+    def weight_parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        own = set(map(id, self.alphas))
+        return [p for p in super().weight_parameters(model) if id(p) not in own]
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Moves alpha along its gradients, one for each layer."""

@@ -1,6 +1,6 @@
 """A model seen as a supernet: its mixers, and which of their directions run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Paths:
         for layer, mixer in enumerate(mixers):
             mixer.register_forward_pre_hook(self._hook(layer), with_kwargs=True)
 
-    def _hook(self, layer: int):
+    def _hook(self, layer: int) -> Callable:
         def arguments(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             path = {"branches": self._branches[layer], "weights": self._weights[layer]}
             return args, {**kwargs, **path}
