@@ -87,6 +87,11 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def as_read(index: Tensor | None) -> Tensor | None:
+    """Scan orders as the kernels read them: int32, side by side."""
+    return index if index is None else index.to(torch.int32).contiguous()
+
+
 def sequence_strides(x: Tensor) -> tuple[int, int, int]:
     """Strides of batch, direction and step of [B, L, D] (shared by directions) or [B, K, T, D]."""
     if x.dim() == 3:

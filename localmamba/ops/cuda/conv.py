@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from ..causal_conv import scan_major
-from .common import device_of, sigmoid, store, unit_stride
+from .common import as_read, device_of, sigmoid, store, unit_stride
 
 _STEPS = 16
 """Steps of a program."""
@@ -130,6 +130,7 @@ def invert_kernel(index, inverse, steps, length, BT: tl.constexpr):
 
 
 def conv_forward(x, weight, bias, index):
+    index = as_read(index)
     x, weight, bias = unit_stride(x), weight.contiguous(), bias.contiguous()
     batch, _, channels = x.shape
     directions, steps = index.shape
@@ -147,7 +148,7 @@ def conv_forward(x, weight, bias, index):
 
 
 def conv_backward(du, x, weight, bias, index):
-    inputs = (x, weight, bias)
+    inputs, index = (x, weight, bias), as_read(index)
     du, x, weight, bias = unit_stride(du), unit_stride(x), weight.contiguous(), bias.contiguous()
     batch, length, channels = x.shape
     directions, steps = index.shape

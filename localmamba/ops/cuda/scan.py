@@ -1,9 +1,11 @@
 """Which scan kernel serves which inputs: CUDA C++ for the common case, Triton for all the rest."""
 
 from . import triton_scan_backward, triton_scan_forward, warp_scan
+from .common import as_read
 
 
 def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
+    index = as_read(index)
     if warp_scan.serves(u, dt, A, B, C, z):
         return warp_scan.scan_forward(u, dt, A, B, C, D, dt_bias, index, length, softplus, save)
     return triton_scan_forward.scan_forward(
@@ -12,6 +14,9 @@ def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
 
 
 def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states):
+    index = as_read(index)
+    if states.shape[2] == 0:  # the forward pass was told not to keep any
+        _, states = scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save=True)
     if warp_scan.serves(u, dt, A, B, C, z):
         du, ddt, dA, dB, dC, dD, ddt_bias = warp_scan.scan_backward(
             dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, states

@@ -45,6 +45,12 @@ def test_convolution_of_many_channels():
     check_kernels(kernels, "conv", *arguments, torch.float32)
 
 
+def test_convolution_along_an_index_of_another_integer_type_and_layout():
+    *arguments, (index,) = conv_arguments(("v", "w2"), (3, 3), 6, 4, torch.float32)
+    other = index.long().t().contiguous().t()
+    check_kernels(kernels, "conv", *arguments, (other,), torch.float32)
+
+
 @each_dtype
 @each_layout
 def test_convolution_of_hostile_memory(layout, dtype):

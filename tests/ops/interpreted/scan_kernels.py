@@ -1,7 +1,5 @@
 """The Triton scan in Triton's interpreter; test_triton_interpreter.py runs this file."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from kernel_cases import (
@@ -17,20 +15,18 @@ from kernel_cases import (
 )
 from ops.helpers import LAYOUTS
 
+from localmamba.ops import cuda as kernels
 from localmamba.ops.cuda import common, triton_scan_backward, triton_scan_forward
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-KERNELS = SimpleNamespace(
-    scan_forward=triton_scan_forward.scan_forward, scan_backward=triton_scan_backward.scan_backward
-)
 BOTH_ORDERS = SMALL_SCANS[:2]
 
 
 def check(case, dtype=torch.float32, layout=torch.clone, gradient_layout=torch.clone):
     tensors, rest = scan_arguments(case, dtype, layout=layout)
     dy = scan_gradient(case, dtype, layout=gradient_layout)
-    check_kernels(KERNELS, "scan", dy, tensors, rest, dtype)
+    check_kernels(kernels, "scan", dy, tensors, rest, dtype)
 
 
 @pytest.mark.parametrize("case", SMALL_SCANS, ids=str)
@@ -50,7 +46,7 @@ def test_mixed_dtypes():
     dtypes = {"u": torch.bfloat16, "B": torch.float16, "z": torch.bfloat16, "D": torch.float16}
     mixed = {name: x.to(dtypes.get(name, x.dtype)) for name, x in tensors.items()}
     dy = scan_gradient(case, torch.bfloat16)
-    check_kernels(KERNELS, "scan", dy, mixed, rest, torch.bfloat16)
+    check_kernels(kernels, "scan", dy, mixed, rest, torch.bfloat16)
 
 
 @pytest.mark.parametrize("case", BOTH_ORDERS, ids=str)
@@ -75,22 +71,34 @@ def test_segments_of_time(case, segments, segment_chunks, monkeypatch):
     check(case)
 
 
-def test_states_are_kept_only_on_demand():
+def test_states_are_kept_on_demand_and_made_again_where_not():
     tensors, rest = scan_arguments(BOTH_ORDERS[0], torch.float32)
-    y, states = KERNELS.scan_forward(*tensors.values(), *rest, False)
-    kept, all_states = KERNELS.scan_forward(*tensors.values(), *rest, True)
+    dy = scan_gradient(BOTH_ORDERS[0], torch.float32)
+    y, states = kernels.scan_forward(*tensors.values(), *rest, False)
+    kept, all_states = kernels.scan_forward(*tensors.values(), *rest, True)
     assert torch.equal(y, kept)
-    assert states.numel() == 0
-    assert all_states.shape == (1, 2, 1, 4, 6)
+    assert (states.shape, all_states.shape) == ((1, 2, 0, 4, 6), (1, 2, 1, 4, 6))
+    gradients = kernels.scan_backward(dy, *tensors.values(), *rest, states)
+    expected = kernels.scan_backward(dy, *tensors.values(), *rest, all_states)
+    for one, other in zip(gradients, expected, strict=True):
+        assert torch.equal(one, other)
 
 
+def test_index_of_another_integer_type_and_layout():
+    tensors, (index, *rest) = scan_arguments(BOTH_ORDERS[0], torch.float32)
+    dy = scan_gradient(BOTH_ORDERS[0], torch.float32)
+    other = index.long().t().contiguous().t()
+    check_kernels(kernels, "scan", dy, tensors, (other, *rest), torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_extreme_steps_and_decays_stay_finite(dtype):
     """Decays of 0 and 1. In float16 the output saturates; gradients may overflow, not be NaN."""
     dy, tensors, rest = extreme_scan(dtype)
     if dtype == torch.float32:
-        check_kernels(KERNELS, "scan", dy, tensors, rest, dtype)
-    results = run_kernels(KERNELS, "scan", dy, tensors, rest)
+        check_kernels(kernels, "scan", dy, tensors, rest, dtype)
+    results = run_kernels(kernels, "scan", dy, tensors, rest)
     assert results["output"].isfinite().all()
     for name, x in results.items():
         assert not (x.isnan() if dtype == torch.float16 else ~x.isfinite()).any(), name
@@ -98,6 +106,6 @@ def test_extreme_steps_and_decays_stay_finite(dtype):
 
 def test_no_images():
     tensors, rest = scan_arguments(ScanCase("none", ("h",), (2, 2), images=0), torch.float32)
-    results = run_kernels(KERNELS, "scan", torch.empty(0, 1, 4, 6), tensors, rest)
+    results = run_kernels(kernels, "scan", torch.empty(0, 1, 4, 6), tensors, rest)
     assert results["output"].shape == (0, 1, 4, 6)
     assert torch.equal(results["dA"], torch.zeros(1, 6, 4))
