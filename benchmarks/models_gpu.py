@@ -25,7 +25,7 @@ BATCH_OF_SIZE = {224: 128, 384: 44, 512: 24, 768: 11, 1024: 6}
 
 def main(folder: Path) -> None:
     """Writes <folder>/models and <folder>/sizes, each with a CSV and a figure."""
-    bench(TIMM + OURS, "cuda", "bfloat16", batch=[128], output=folder / "models")
+    bench(TIMM + OURS, "cuda", "bfloat16", batch=128, output=folder / "models")
     sizes, batches = list(BATCH_OF_SIZE), list(BATCH_OF_SIZE.values())
     bench(GROWING, "cuda", "bfloat16", batch=batches, size=sizes, output=folder / "sizes")
 

@@ -155,7 +155,7 @@ def test_machine_names_what_decides_the_speed() -> None:
 
 def test_command_writes_table_csv_and_figure(capsys: pytest.CaptureFixture, tmp_path) -> None:
     pytest.importorskip("matplotlib")
-    bench([SMALL, OTHER], mode="inference", size=(32, 64), seconds=0, output=tmp_path)
+    bench([SMALL, OTHER], mode="inference", size=[32, 64], seconds=0, output=tmp_path)
     shown = capsys.readouterr().out
     assert "images/s" in shown
     assert f"timm {timm.__version__}" in " ".join(shown.split())
@@ -173,6 +173,11 @@ def test_command_fails_when_nothing_could_be_measured(monkeypatch, tmp_path) -> 
     monkeypatch.setattr("localmamba.cli.bench.measure", lambda *_: failed)
     with pytest.raises(ValueError, match=r"every measurement failed.*out of memory"):
         bench([SMALL], output=tmp_path)
+
+
+def test_threads_must_be_some(tmp_path) -> None:
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        bench([SMALL], threads=0, output=tmp_path)
 
 
 def test_baseline_must_be_measured(tmp_path) -> None:

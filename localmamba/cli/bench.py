@@ -24,8 +24,8 @@ def bench(
     device: Literal["cpu", "cuda"] = "cpu",
     dtype: Literal["float32", "tf32", "bfloat16", "float16"] = "float32",
     mode: Literal["inference", "training", "both"] = "both",
-    batch: Sequence[int] = (1,),
-    size: Sequence[int] = (224,),
+    batch: int | list[int] = 1,
+    size: int | list[int] = 224,
     baseline: str | None = None,
     threads: int | None = None,
     seconds: float = 3.0,
@@ -51,12 +51,19 @@ def bench(
 
     Raises:
         ValueError: If a setting is not one of those allowed, or every measurement failed.
+
+    Examples:
+      localmamba bench deit_tiny_patch16_224 localvim_tiny --threads 2
+      localmamba bench convnext_tiny localvmamba_tiny --device cuda --dtype bfloat16 --batch 128
+      localmamba bench localvmamba_tiny --size '[224,512,1024]' --batch '[16,3,1]' --mode inference
     """
-    settings = plan(models, device, dtype, mode, batch, size)
+    settings = plan(models, device, dtype, mode, _as_list(batch), _as_list(size))
     baseline = baseline or models[0]
     if baseline not in models:
         raise ValueError(f"the baseline {baseline!r} must be one of the models measured")
     if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
     console = Console()
     machine = describe_machine(device)
@@ -71,6 +78,10 @@ def bench(
         raise ValueError(f"every measurement failed, the first with: {results[0].error}")
     paths = [output / "bench.csv", *_draw(results, machine, output / "bench")]
     console.print("written to", ", ".join(map(str, paths)), soft_wrap=True)
+
+
+def _as_list(value: int | list[int]) -> list[int]:
+    return [value] if isinstance(value, int) else value
 
 
 def plan(

@@ -98,6 +98,10 @@ def tables(csv: Path | None = None) -> None:
 
     Args:
         csv: Also writes the rows to this file.
+
+    Examples:
+      localmamba tables
+      localmamba tables --csv tables.csv
     """
     counted = {row: count_row(row) for row in PAPER}
     console = Console()
