@@ -33,7 +33,9 @@ def test_measures_time_and_memory(mode: str, dtype: str) -> None:
 
 
 def test_measures_our_models() -> None:
-    assert measure(setting("localvim_tiny"), seconds=0).milliseconds > 0
+    result = measure(setting("localvim_tiny"), seconds=0)
+    assert result.error == ""
+    assert result.milliseconds > 0
 
 
 def test_training_step_makes_every_gradient() -> None:
