@@ -12,8 +12,8 @@ class ImageSettings:
         image_size: Side of the square images the model sees; the model's own if not given.
         crop_pct: Share of the side that the centre crop keeps; the model's own if not given.
         batch_size: Images in a batch.
-        workers: Processes that read image files; as many as there are cores, at most 8, if not
-            given. Digits and Fashion-MNIST are held in memory and need none.
+        workers: Processes that read image files; one a core, at most 8, if not given. Digits and
+            Fashion-MNIST are held in memory and need none.
         held_out: Share of every class that is held out, for a folder that is not split.
         split_seed: Seed of that split; it does not follow `seed`, so that runs can be compared.
         bad_images: What to do with files that are no images or cut short: stop before training and

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from localmamba.data import InputSpec
@@ -53,7 +53,7 @@ def save_checkpoint(path: Path, model: nn.Module, card: Card) -> None:
     """Writes a model; a reader finds the old file or the new one, never half of one."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     draft = path.with_name(f".{path.name}.draft")
-    save_file(state, draft, metadata={KEY: json.dumps(asdict(card))})
+    draft.write_bytes(save(state, metadata={KEY: json.dumps(asdict(card))}))
     os.replace(draft, path)
 
 

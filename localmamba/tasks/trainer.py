@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
 from localmamba.tasks.settings import Hardware
 
@@ -22,6 +23,11 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: PyTorch finds no GPU here; allowed: auto, cpu")
     return torch.device(name)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first of those that train together."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def make_trainer(

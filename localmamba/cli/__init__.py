@@ -1,0 +1,115 @@
+"""The command line: `localmamba COMMAND`, one typed function each, imported when asked for.
+
+A command is a module `localmamba/cli/<name>.py` with a function of that name: its docstring is the
+help (`Examples:` at the end), its arguments are the options. See `localmamba.cli.parser`.
+"""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+
+COMMANDS = {
+    "demo": "search, train and compare on handwritten digits, about 3 minutes on a CPU",
+    "search": "search the scan directions of every layer on your images",
+    "train": "train a classifier",
+    "evaluate": "evaluate a checkpoint on held-out images",
+    "predict": "classify image files with a checkpoint",
+    "show": "draw scan orders, directions, a search",
+    "tables": "the paper's tables of parameters and FLOPs, counted anew",
+    "bench": "speed and memory of models on this machine",
+}
+
+HELP = """usage: localmamba COMMAND ...
+
+Visual state space models: search scan directions, train, evaluate, use.
+
+commands:
+{commands}
+
+localmamba COMMAND --help has a command's options and examples. A first hour:
+
+  localmamba demo
+  localmamba search --data PHOTOS --model localvim_search
+  localmamba train --data PHOTOS --model localvim_tiny --directions runs/.../directions.json
+  localmamba predict new.jpg --checkpoint runs/.../model.safetensors
+
+PHOTOS is a folder that holds a folder of images for each class, or train/ and val/ that do.
+"""
+
+FAULT = 2
+"""Exit code after wrong input."""
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; wrong input is one line on stderr.
+
+    Args:
+        argv: By default those of the process.
+
+    Returns:
+        The exit code: 0, 2 after wrong input, 130 after Ctrl-C, or what the command returns.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help(), end="")
+        return 0 if argv else FAULT
+    if argv[0] == "--version":
+        print(f"localmamba {metadata.version('localmamba')}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        return _fail("localmamba", f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
+    try:
+        with _one_line_warnings(name):
+            return _run(name, rest) or 0
+    except KeyboardInterrupt:
+        return _fail(f"localmamba {name}", "interrupted", INTERRUPTED)
+    except (ValueError, OSError, MissingExtraError) as error:
+        return _fail(f"localmamba {name}", str(error) or type(error).__name__)
+
+
+class MissingExtraError(Exception):
+    """A library is not installed that only some commands need."""
+
+
+def _run(name: str, argv: list[str]) -> int | None:
+    from localmamba.cli.parser import parse
+
+    try:
+        function: Callable[..., int | None]
+        function = getattr(importlib.import_module(f"localmamba.cli.{name}"), name)
+        arguments = parse(name, function, argv)
+        return function(**arguments)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("localmamba"):
+            raise
+        raise MissingExtraError(
+            f"{error.name} is not installed; pip install 'localmamba[train]'"
+        ) from error
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    return HELP.format(commands="\n".join(f"  {n:{width}}{text}" for n, text in COMMANDS.items()))
+
+
+def _fail(prefix: str, message: str, code: int = FAULT) -> int:
+    """One line on stderr; of an error in a worker process only what it said itself."""
+    lines = message.strip().splitlines() or [""]
+    text = lines[-1] if "Traceback" in message else " ".join(line.strip() for line in lines)
+    print(f"{prefix}: {text}", file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _one_line_warnings(name: str) -> Iterator[None]:
+    def show(message: Warning | str, *_: object) -> None:
+        print(f"localmamba {name}: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield

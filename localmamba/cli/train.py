@@ -1,0 +1,92 @@
+"""`localmamba train`: a classifier, ours or timm's, from a data set to a run folder."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from localmamba.data import Augmentation, ImageSettings
+from localmamba.tasks.settings import Hardware, TrainingSettings
+
+
+def train(
+    data: str,
+    model: str,
+    images: ImageSettings,
+    augmentation: Augmentation,
+    training: TrainingSettings,
+    hardware: Hardware,
+    directions: list[list[str]] | list[str] | str | None = None,
+    model_args: dict[str, Any] | None = None,
+    pretrained: bool = False,
+    start_from: str | None = None,
+    seed: int = 0,
+    output: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Trains a classifier and evaluates it on held-out images.
+
+    Leaves a folder with config.yaml (every setting, to be used again with --config),
+    directions.json, model.safetensors (for evaluate and predict), metrics.csv (a row an epoch),
+    metrics.json (of the last weights on the held-out images) and the training curves.
+
+    Settings that are not given come from the recipe that belongs to the data.
+
+    Args:
+        data: digits, fashion-mnist, or a folder of images: train/ and val/ (or test/) with a folder
+            for each class in them, or just a folder for each class, which is then split.
+        model: timm's name, of a model here or of timm's own, such as localvim_tiny or
+            deit_tiny_patch16_224.
+        images: See there.
+        augmentation: See there.
+        training: See there.
+        hardware: See there.
+        directions: Scan directions of a Local model: a JSON file, as `localmamba search` writes it.
+        model_args: Further arguments of the model, such as '{embed_dim: 96}'.
+        pretrained: Whether to start from weights that timm fetches.
+        start_from: Checkpoint to start from, of the same model or of its supernet.
+        seed: Of initial weights, order of the images and augmentation.
+        output: Folder of the run; runs/train-MODEL-DATA by default, numbered if that is taken.
+        overwrite: Whether the output folder may hold files; those of the same name are replaced.
+
+    Examples:
+      localmamba train --data digits --model localvim_demo
+      localmamba train --data PHOTOS --model localvim_tiny --directions runs/x/directions.json
+      localmamba train --data PHOTOS --model localvmamba_tiny --epochs 50 --precision bf16-mixed
+      localmamba train --data IMAGENET --model localvim_tiny --config imagenet-localvim --devices 8
+      localmamba train --config runs/train-localvim_demo-digits/config.yaml
+    """
+    from localmamba.cli.reports import print_paths, print_results
+    from localmamba.figures.curves import draw_curves
+    from localmamba.figures.style import save_figure
+    from localmamba.tasks.job import TrainingJob
+    from localmamba.tasks.run_folder import make_run_folder, write_config
+    from localmamba.tasks.trainer import is_main_process
+    from localmamba.tasks.training import Training
+
+    job = TrainingJob(
+        data=data,
+        model=model,
+        directions=directions,
+        model_args=model_args or {},
+        pretrained=pretrained,
+        start_from=start_from,
+        seed=seed,
+        images=images,
+        augmentation=augmentation,
+        training=training,
+        hardware=hardware,
+    )
+    ready = Training(job)
+    if not is_main_process():
+        ready.run()
+        return
+    console = Console()
+    folder = make_run_folder(output, f"train-{model}-{Path(data).name}", overwrite)
+    config = write_config(folder, "train", job.config())
+    trained = ready.run(folder, console)
+    assert trained is not None  # this is the main process
+    figures = save_figure(draw_curves({model: trained.history}, trained.split), folder / "curves")
+    print_results(console, f"{data}, {trained.split} images", {model: trained.card.metrics})
+    saved = trained.save(folder)
+    print_paths(console, [config, folder / "metrics.csv", *saved, *figures])

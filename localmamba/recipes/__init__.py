@@ -1,0 +1,43 @@
+"""Recipes: settings of a command by name, as YAML files in a folder for each command.
+
+`localmamba train --data digits` starts from `train/digits.yaml`, a folder from `train/folder.yaml`;
+`--config NAME` takes another one. The heading of each says where it comes from.
+"""
+
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent
+
+
+def list_recipes(command: str) -> list[str]:
+    """Names of a command's recipes."""
+    return sorted(path.stem for path in (ROOT / command).glob("*.yaml"))
+
+
+def find_recipe(command: str, name: str) -> Path:
+    """The file of a recipe: of that name, or the path of a file of one's own.
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    shipped = ROOT / command / f"{name}.yaml"
+    for path in (shipped, Path(name)):
+        if path.is_file():
+            return path
+    known = ", ".join(list_recipes(command)) or "none"
+    raise ValueError(f"config {name!r} is neither a file nor a recipe of {command}: {known}")
+
+
+def default_recipe(command: str, data: str) -> Path | None:
+    """The recipe that a command starts from with this data, if it has recipes."""
+    names = list_recipes(command)
+    name = data if data in names else "folder"
+    return ROOT / command / f"{name}.yaml" if name in names else None
+
+
+def load_recipe(command: str, name: str) -> dict[str, Any]:
+    """The settings of a recipe."""
+    import yaml  # type: ignore[import-untyped]
+
+    return yaml.safe_load(find_recipe(command, name).read_text())
