@@ -81,7 +81,9 @@ class LocalVimBlock(nn.Module):
         if residual is not None:
             hidden = self.drop_path(hidden)
         # Rotation is linear: one turn of the sum is the release's turns of both its parts.
-        normed, stream = residual_norm(hidden, residual, self.norm.weight, None, cos, sin, self.norm.eps)
+        normed, stream = residual_norm(
+            hidden, residual, self.norm.weight, None, cos, sin, self.norm.eps
+        )
         return self.mixer(normed, height, width), stream
 
 

@@ -94,8 +94,11 @@ class LocalVimMixer(DirectionalMixer):
         x, z = saturate(self.in_proj(x)).chunk(2, dim=-1)
         weights = self._sum_weights(branches, weights)
         if weights is None:
-            y, channel, token = self._scan(x, z, height, width, class_token, branches)
-            out = merge_branches(y, channel, token, z)
+            y = self._scan(x, height, width, class_token, branches)
+            if self.attn is None:
+                out = merge_branches(y, None, None, z)
+            else:
+                out = self.attn.join(y, z, gate_first=True)
         else:
             out = self._mix(x, z, height, width, class_token, branches, weights)
         if self.scale != 1.0:

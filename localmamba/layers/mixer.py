@@ -175,20 +175,14 @@ class DirectionalMixer(nn.Module):
     def _scan(
         self,
         x: Tensor,
-        z: Tensor | None,
         height: int,
         width: int,
         class_token: int,
         branches: list[int] | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Outputs of the branches [B, K, L, D], and SCAttn's weights by channel and token."""
+    ) -> Tensor:
+        """Outputs of the branches, [B, K, L, D]."""
         index = scan_index(x, self._names(branches), height, width, class_token)
-        y = saturate(self.branches(x, index, branches))
-        channel: Tensor | None = None
-        token: Tensor | None = None
-        if self.attn is not None:
-            channel, token = self.attn(y, z)
-        return y, channel, token
+        return saturate(self.branches(x, index, branches))
 
     def _mix(
         self,
@@ -222,7 +216,11 @@ class DirectionalMixer(nn.Module):
         branches: list[int] | None,
         weights: Tensor,
     ) -> Tensor:
-        y, channel, token = self._scan(x, z, grid[0], grid[1], grid[2], branches)
+        y = self._scan(x, grid[0], grid[1], grid[2], branches)
+        channel: Tensor | None = None
+        token: Tensor | None = None
+        if self.attn is not None:
+            channel, token = self.attn(y, z)
         return mix_branches(y, weights, channel, token, z)
 
     @torch.jit.ignore

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from ..ops import pool_branches
+from ..ops import attend_branches, merge_branches, pool_branches
 
-torch.fx.wrap("pool_branches")
+for _name in ("attend_branches", "merge_branches", "pool_branches"):
+    torch.fx.wrap(_name)
 
 KINDS = ("channel", "channel+spatial")
 
@@ -91,3 +92,44 @@ class SCAttn(nn.Module):
         local = F.gelu(self.local_reduce(self.norm(tokens)))  # [B, K, L, D / reduction]
         joined = torch.cat((local, reduced[:, :, None].expand_as(local)), dim=-1)
         return channel, torch.sigmoid(self.spatial_select(joined))[..., 0]
+
+    def join(
+        self,
+        y: Tensor,
+        z: Tensor,
+        gate_first: bool,
+        norm_weight: Tensor | None = None,
+        norm_bias: Tensor | None = None,
+        norm_eps: float = 1e-5,
+    ) -> Tensor:
+        """Weighs the outputs of the directions, adds them, and optionally normalises the sum.
+
+        Args:
+            y: [B, K, L, D].
+            z: Gate, [B, L, D]: the result is multiplied by SiLU(z).
+            gate_first: Whether the weights come from y * SiLU(z) rather than from y.
+            norm_weight: With it the sum passes a layer norm, [D].
+            norm_bias: [D].
+            norm_eps: Of that norm.
+
+        Returns:
+            [B, L, D].
+        """
+        if self.local_reduce is not None:
+            channel, token = self.forward(y, z if gate_first else None)
+            return merge_branches(y, channel, token, z, norm_weight, norm_bias, norm_eps)
+        return attend_branches(
+            y,
+            z,
+            self.norm.weight,
+            self.norm.bias,
+            self.global_reduce.weight,
+            self.global_reduce.bias,
+            self.channel_select.weight,
+            self.channel_select.bias,
+            norm_weight,
+            norm_bias,
+            gate_first,
+            self.norm.eps,
+            norm_eps,
+        )

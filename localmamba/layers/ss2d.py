@@ -92,8 +92,11 @@ class SS2D(DirectionalMixer):
         weights = self._sum_weights(branches, weights)
         norm = self.norm
         if weights is None:
-            y, channel, token = self._scan(x, None, height, width, -1, branches)
-            y = merge_branches(y, channel, token, z, norm.weight, norm.bias, norm.eps)
+            y = self._scan(x, height, width, -1, branches)
+            if self.attn is None:
+                y = merge_branches(y, None, None, z, norm.weight, norm.bias, norm.eps)
+            else:
+                y = self.attn.join(y, z, False, norm.weight, norm.bias, norm.eps)
         else:
             y = norm(self._mix(x, None, height, width, -1, branches, weights)) * F.silu(z)
         return saturate(self.out_proj(saturate(y))).unflatten(1, (height, width))

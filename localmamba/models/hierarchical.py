@@ -43,7 +43,7 @@ class Stage(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.downsample = PatchMerging(in_dim, dim, **dd) if downsample else nn.Identity()
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.ModuleList(blocks)
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Scan orders and the kernels that read tokens along them: arrays in, arrays out (see README.md)."""
 
+from .attend import attend_branches
 from .branches import s6_branches
 from .causal_conv import causal_conv
 from .residual_norm import residual_norm
@@ -20,6 +21,7 @@ __all__ = [
     "CANDIDATES",
     "PADDING",
     "ScanOrder",
+    "attend_branches",
     "causal_conv",
     "check_directions",
     "list_directions",

@@ -8,8 +8,8 @@ contiguous, index int32) and which know nothing of autograd:
         -> du, ddt, dA, dB, dC, dD, dz, ddt_bias     (None where the input is None)
     conv_forward(x, weight, bias, index) -> u
     conv_backward(du, x, weight, bias, index) -> dx, dweight, dbias
-    pool_forward(y, z, weight, bias, eps) -> pooled
-    pool_backward(dpooled, y, z, weight, bias, eps) -> dy, dz, dweight, dbias
+    pool_forward(y, z, eps) -> means
+    pool_backward(dmeans, y, z, eps, onto=None) -> dy (+ onto), dz
     merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps) -> out
     merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_bias, eps)
         -> dy, dchannel_weights, dtoken_weights, dz, dnorm_weight, dnorm_bias

@@ -42,9 +42,9 @@ def _project(u: Tensor, x_proj: Tensor) -> Tensor:
     """Step sizes' factor, B and C of every token and direction: [B, K, T, M]."""
     batch, directions, steps = u.shape[0], x_proj.shape[0], u.shape[-2]
     if u.dim() == 3:
-        params = u.reshape(batch * steps, -1) @ x_proj.flatten(0, 1).t()
+        params = u.reshape(batch * steps, u.shape[-1]) @ x_proj.flatten(0, 1).t()
         return params.view(batch, steps, directions, -1).transpose(1, 2)
-    rows = u.transpose(0, 1).reshape(directions, batch * steps, -1)
+    rows = u.transpose(0, 1).reshape(directions, batch * steps, u.shape[-1])
     return torch.bmm(rows, x_proj.transpose(1, 2)).unflatten(1, (batch, steps)).transpose(0, 1)
 
 
@@ -115,7 +115,7 @@ def _branches_backward(
     dparams = torch.cat((dfactor, _per_direction(dB), _per_direction(dC)), dim=-1)  # [K, B * T, M]
     if conv_weight is None:
         tokens = dparams.transpose(0, 1).flatten(1)  # [B * L, K * M]
-        flat = u.reshape(tokens.shape[0], -1)
+        flat = u.reshape(tokens.shape[0], u.shape[-1])
         dx_proj = (tokens.t() @ flat).view_as(x_proj_weight)
         dx = torch.addmm(du.reshape_as(flat), tokens, x_proj_weight.flatten(0, 1)).view_as(x)
         dconv_weight = dconv_bias = None

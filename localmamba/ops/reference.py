@@ -98,11 +98,16 @@ def pool_branches_reference(
     y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
     """`ops.pool_branches`: the same arguments and result, any floating dtype."""
-    dtype = accumulation_dtype(y.dtype)
-    y = y.to(dtype)
+    means = pool_means_reference(y, z, eps)
+    return torch.addcmul(bias.to(means.dtype), means, weight.to(means.dtype))
+
+
+def pool_means_reference(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
+    """The mean over tokens of y * SiLU(z), normalised over channels, [B, K, D]."""
+    y = y.to(accumulation_dtype(y.dtype))
     if z is not None:
-        y = y * F.silu(z.to(dtype))[:, None]
-    return F.layer_norm(y, y.shape[-1:], weight.to(dtype), bias.to(dtype), eps).mean(2)
+        y = y * F.silu(z.to(y.dtype))[:, None]
+    return F.layer_norm(y, y.shape[-1:], None, None, eps).mean(2)
 
 
 def merge_branches_reference(

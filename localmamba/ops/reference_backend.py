@@ -13,7 +13,7 @@ from .reference import (
     causal_conv_reference,
     gather_tokens,
     merge_branches_reference,
-    pool_branches_reference,
+    pool_means_reference,
     residual_norm_reference,
     scatter_tokens,
     selective_scan_reference,
@@ -113,8 +113,8 @@ def conv_backward(du, x, weight, bias, index):
     return _like([dx, dweight, du.sum((0, 2))], inputs)
 
 
-def pool_forward(y, z, weight, bias, eps):
-    return pool_branches_reference(y, z, weight, bias, eps)
+def pool_forward(y, z, eps):
+    return pool_means_reference(y, z, eps)
 
 
 def _layer_norm_backward(dout, x, weight, bias, eps):
@@ -126,18 +126,19 @@ def _layer_norm_backward(dout, x, weight, bias, eps):
     )
 
 
-def pool_backward(dpooled, y, z, weight, bias, eps):
-    inputs = [y, z, weight, bias]
+def pool_backward(dmeans, y, z, eps, onto=None):
+    inputs = [y, z]
     dtype = accumulation_dtype(y.dtype)
-    y, weight, bias = y.to(dtype), weight.to(dtype), bias.to(dtype)
+    y = y.to(dtype)
     gated = y if z is None else y * F.silu(z.to(dtype))[:, None]
-    dout = (dpooled.to(dtype)[:, :, None] / y.shape[2]).expand_as(y)
-    dy, dweight, dbias = _layer_norm_backward(dout, gated, weight, bias, eps)
+    dout = (dmeans.to(dtype)[:, :, None] / y.shape[2]).expand_as(y)
+    ones = y.new_ones(y.shape[-1])
+    dy, _, _ = _layer_norm_backward(dout, gated, ones, torch.zeros_like(ones), eps)
     dz = None
     if z is not None:
         dz = (dy * y).sum(1) * _silu_grad(z.to(dtype))
         dy = dy * F.silu(z.to(dtype))[:, None]
-    return _like([dy, dz, dweight, dbias], inputs)
+    return _like([dy if onto is None else dy + onto, dz], inputs)
 
 
 def merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):

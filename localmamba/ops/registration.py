@@ -21,10 +21,26 @@ class Op:
         self.qualified_name = f"localmamba::{self.name}"
         _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         _LIBRARY.impl(self.name, kernel, "CompositeExplicitAutograd")
+        self.autocast: Callable[[list, torch.dtype], list] | None = None
+        self._register_autocast("cuda", "AutocastCUDA")
+        self._register_autocast("cpu", "AutocastCPU")
         self.overload = getattr(torch.ops.localmamba, self.name).default
 
     def __call__(self, *args):
         return self.overload(*args)
+
+    def _register_autocast(self, device_type: str, key: str) -> None:
+        """Inside an op autocast is off; what it does to the arguments is `autocast`'s to say."""
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def rule(*args):
+            if self.autocast is not None:
+                args = self.autocast(list(args), torch.get_autocast_dtype(device_type))
+            # What torch.library's own rule does: quicker than to leave autocast and to come back.
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return self.overload(*args)
+
+        _LIBRARY.impl(self.name, rule, key)
 
     def register_fake(self, function: Callable) -> Callable:
         """Shapes, dtypes and strides of the results, for tracing."""
@@ -43,21 +59,6 @@ def define_op(schema: str) -> Callable[[Callable], Op]:
     return lambda kernel: Op(schema, kernel)
 
 
-def _register_rule(op: Op, change: Callable[[list, torch.dtype], list]) -> None:
-    """Under autocast, runs an op on `change(arguments, autocast's dtype)`."""
-
-    def rule_for(device_type: str):
-        def rule(*args):
-            changed = change(list(args), torch.get_autocast_dtype(device_type))
-            with torch.autocast(device_type, enabled=False):
-                return op(*changed)
-
-        return rule
-
-    _LIBRARY.impl(op.name, rule_for("cuda"), "AutocastCUDA")
-    _LIBRARY.impl(op.name, rule_for("cpu"), "AutocastCPU")
-
-
 def register_autocast(op: Op, activations: Sequence[int]) -> None:
     """Under autocast, casts the arguments at these positions and leaves parameters as they are.
 
@@ -65,23 +66,23 @@ def register_autocast(op: Op, activations: Sequence[int]) -> None:
     take inputs of mixed dtypes, so only activations follow autocast.
     """
 
-    def cast(args, dtype):
+    def cast(args: list, dtype: torch.dtype) -> list:
         for i in activations:
             if isinstance(args[i], Tensor):
                 args[i] = args[i].to(dtype)
         return args
 
-    _register_rule(op, cast)
+    op.autocast = cast
 
 
 def register_autocast_dtype(op: Op, argument: int) -> None:
     """Under autocast, makes its dtype the argument at this position: the dtype of the result."""
 
-    def cast(args, dtype):
+    def cast(args: list, dtype: torch.dtype) -> list:
         args[argument] = dtype
         return args
 
-    _register_rule(op, cast)
+    op.autocast = cast
 
 
 def present(tensors: Sequence[Tensor | None]) -> list[Tensor]:

@@ -14,26 +14,24 @@ from .reference import accumulation_dtype
 from .registration import contiguous, define_op, empty_gradients, restore
 
 
-@define_op("pool_branches(Tensor y, Tensor? z, Tensor weight, Tensor bias, float eps) -> Tensor")
-def _pool(y, z, weight, bias, eps):
-    return backend(y).pool_forward(y, z, weight, bias, eps)
+@define_op("pool_branches(Tensor y, Tensor? z, float eps) -> Tensor")
+def _pool(y, z, eps):
+    return backend(y).pool_forward(y, z, eps)
 
 
 @_pool.register_fake
-def _(y, z, weight, bias, eps):
+def _(y, z, eps):
     return y.new_empty((y.shape[0], y.shape[1], y.shape[3]), dtype=accumulation_dtype(y.dtype))
 
 
-@define_op(
-    "pool_branches_backward(Tensor dpooled, Tensor y, Tensor? z, Tensor weight, Tensor bias, float eps) -> Tensor[]"
-)
-def _pool_backward(dpooled, y, z, weight, bias, eps):
-    return contiguous(backend(y).pool_backward(dpooled, y, z, weight, bias, eps))
+@define_op("pool_branches_backward(Tensor dmeans, Tensor y, Tensor? z, float eps) -> Tensor[]")
+def _pool_backward(dmeans, y, z, eps):
+    return contiguous(backend(y).pool_backward(dmeans, y, z, eps))
 
 
 @_pool_backward.register_fake
-def _(dpooled, y, z, weight, bias, eps):
-    return empty_gradients((y, z, weight, bias))
+def _(dmeans, y, z, eps):
+    return empty_gradients((y, z))
 
 
 def _pool_setup(ctx, inputs, output):
@@ -41,9 +39,9 @@ def _pool_setup(ctx, inputs, output):
     ctx.save_for_backward(*tensors)
 
 
-def _pool_grad(ctx, dpooled):
+def _pool_grad(ctx, dmeans):
     inputs = ctx.saved_tensors
-    return (*restore(_pool_backward(dpooled, *inputs, ctx.eps), inputs), None)
+    return (*restore(_pool_backward(dmeans, *inputs, ctx.eps), inputs), None)
 
 
 _pool.register_autograd(_pool_grad, setup_context=_pool_setup)
@@ -68,7 +66,8 @@ def pool_branches(
     Returns:
         [B, K, D], float32 (float64 for a float64 y).
     """
-    return torch.ops.localmamba.pool_branches(y, z, weight, bias, eps)
+    means = torch.ops.localmamba.pool_branches(y, z, eps)
+    return torch.addcmul(bias.to(means.dtype), means, weight.to(means.dtype))
 
 
 _MERGE_TENSORS = (

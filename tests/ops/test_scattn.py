@@ -151,7 +151,7 @@ def test_operator_contract(dtype: torch.dtype) -> None:
 
     shape = (2, 2, 3, 4)
     for gated in (True, False):
-        inputs = pool_inputs(shape, gated, dtype)
+        inputs = {k: pool_inputs(shape, gated, dtype)[k] for k in ("y", "z", "eps")}
         torch.library.opcheck(torch.ops.localmamba.pool_branches, arguments(inputs))
     for present in ("channel norm gate", "token"):
         inputs = merge_inputs(shape, present, dtype)

@@ -73,17 +73,16 @@ def pool_forward_kernel(counter, tasks, scratch, shape, y, z, sums):
 
 
 @kernel
-def pool_backward_kernel(counter, tasks, scratch, shape, y, z, slant, sums, dy, dz):
-    """Writes the gradients of y and z, and again the sums; `slant`: the normalised y's gradient."""
+def pool_backward_kernel(counter, tasks, scratch, shape, y, z, slant, dy, dz):
+    """Writes the gradients of y and z; `slant`: the normalised y's gradient at every token."""
     channels, vectors = shape.channels, whole_vectors(shape.channels)
     size = vectors * VECTOR_BYTES
     gates, slopes, value = scratch, scratch + size, scratch + 2 * size
-    x, g, dgate, parts = value + size, value + 2 * size, value + 3 * size, value + 4 * size
+    x, g, dgate = value + size, value + 2 * size, value + 3 * size
     fill_row(1.0, vectors, gates)
     task = draw(counter)
     while task < tasks:
         b, start = task // shape.blocks, task % shape.blocks * shape.block
-        fill_row(0.0, shape.directions * vectors, parts)
         for token in range(start, min(shape.tokens, start + shape.block)):
             if z.base:
                 take_row(row(z, b, 0, token), channels, gates)
@@ -93,7 +92,6 @@ def pool_backward_kernel(counter, tasks, scratch, shape, y, z, slant, sums, dy, 
                 take_row(row(y, b, k, token), channels, value)
                 multiply(value, gates, ONE, vectors, x)
                 scale = normalise(x, channels, shape.eps)
-                add(x, vectors, parts + k * size)
                 take_row(row(slant, b, k, 0), channels, g)
                 normalise_backward(g, x, channels, scale)
                 if z.base:
@@ -103,12 +101,10 @@ def pool_backward_kernel(counter, tasks, scratch, shape, y, z, slant, sums, dy, 
             if z.base:
                 multiply(dgate, slopes, ONE, vectors, dgate)
                 put_row(dgate, channels, row(dz, b, 0, token))
-        for k in range(shape.directions):
-            put_row(parts + k * size, channels, row(sums, task, k, 0))
         task = draw(counter)
 
 
-def pool_forward(y, z, weight, bias, eps):
+def pool_forward(y, z, eps):
     """See `ops.backends`."""
     batch, directions, tokens, channels = y.shape
     shape = tokens_of(y, eps)
@@ -124,37 +120,27 @@ def pool_forward(y, z, weight, bias, eps):
         rows(z, "bt"),
         rows(sums, "bk"),
     )
-    means = sums.view(batch, shape.blocks, directions, channels).sum(1).div_(tokens)
-    return torch.addcmul(bias.float(), means, weight.float())
+    return sums.view(batch, shape.blocks, directions, channels).sum(1).div_(tokens)
 
 
-def pool_backward(dpooled, y, z, weight, bias, eps):
+def pool_backward(dmeans, y, z, eps, onto=None):
     """See `ops.backends`."""
-    batch, directions, tokens, channels = y.shape
+    batch, _, tokens, channels = y.shape
     shape = tokens_of(y, eps)
-    dmeans = dpooled.float() / tokens
-    slant = (dmeans * weight.float()).contiguous()
+    slant = (dmeans.float() / tokens).contiguous()
     values, gates = floats(y), floats(z)
-    sums = torch.empty(batch * shape.blocks, directions, channels)
     dy, dz = torch.empty(y.shape), None if z is None else torch.empty(z.shape)
     run(
         pool_backward_kernel,
         batch * shape.blocks,
         y.numel() // LANES * 2 * _COST,
-        (6 + directions) * LANES * -(-channels // LANES),
+        6 * LANES * -(-channels // LANES),
         shape,
         rows(values),
         rows(gates, "bt"),
         rows(slant, "bk"),
-        rows(sums, "bk"),
         rows(dy),
         rows(dz, "bt"),
     )
-    sums = sums.view(batch, shape.blocks, directions, channels).sum(1)
-    dweight, dbias = (dmeans * sums).sum((0, 1)), dpooled.float().sum((0, 1))
-    return [
-        dy.to(y.dtype),
-        None if z is None else dz.to(z.dtype),
-        dweight.to(weight.dtype),
-        dbias.to(bias.dtype),
-    ]
+    dy = dy.to(y.dtype)
+    return dy if onto is None else dy.add_(onto), None if z is None else dz.to(z.dtype)

@@ -58,7 +58,12 @@ def _function(name: str, defines: tuple[tuple[str, int], ...], device: int):
 
 
 def launch(
-    name: str, defines: tuple[tuple[str, int], ...], grid: tuple[int, int], threads: int, *arguments
+    name: str,
+    defines: tuple[tuple[str, int], ...],
+    grid: tuple[int, int],
+    threads: int,
+    code: str,
+    *arguments: Tensor | int | None,
 ) -> None:
     """Runs a kernel of scan.cu on the current device and stream.
 
@@ -67,41 +72,26 @@ def launch(
         defines: The macros it is compiled with.
         grid: Blocks.
         threads: Threads of a block.
-        arguments: Tensors (or None) for pointers, `Long` for 64-bit integers, int for 32-bit ones.
+        code: The `struct` codes of the arguments: `P` pointer, `q` 64-bit and `i` 32-bit integer.
+            Native alignment is the kernel's own.
+        arguments: Tensors or None for pointers, integers.
     """
     from cuda.bindings import driver
 
-    stream = torch.cuda.current_stream()
-    packed = struct.pack("".join(map(_format, arguments)), *map(_value, arguments))
-    buffer = ctypes.create_string_buffer(packed, len(packed))
-    size = ctypes.c_size_t(len(packed))
+    device = torch.cuda.current_device()
+    values = [0 if x is None else x if isinstance(x, int) else x.data_ptr() for x in arguments]
+    buffer = ctypes.create_string_buffer(struct.pack(code, *values))
+    size = ctypes.c_size_t(struct.calcsize(code))
     extra = (ctypes.c_void_p * 5)(
         _PARAM_BUFFER, ctypes.addressof(buffer), _PARAM_SIZE, ctypes.addressof(size), _PARAM_END
     )
     _check(
         driver.cuLaunchKernel(
-            _function(name, defines, stream.device_index), *grid, 1, threads, 1, 1, 0,
-            stream.cuda_stream, 0, ctypes.addressof(extra),
+            _function(name, defines, device), *grid, 1, threads, 1, 1, 0,
+            torch.cuda.current_stream(device).cuda_stream, 0, ctypes.addressof(extra),
         )
     )  # fmt: skip
 
 
 # Tags of cuLaunchKernel's list of extra options: all arguments in one buffer.
 _PARAM_END, _PARAM_BUFFER, _PARAM_SIZE = 0, 1, 2
-
-
-def _format(argument) -> str:
-    """The `struct` code of an argument; native alignment is the kernel's own."""
-    if argument is None or isinstance(argument, Tensor):
-        return "P"
-    return "q" if isinstance(argument, Long) else "i"
-
-
-def _value(argument) -> int:
-    if argument is None:
-        return 0
-    return argument.data_ptr() if isinstance(argument, Tensor) else argument
-
-
-class Long(int):
-    """An argument that the kernel takes as a 64-bit integer."""

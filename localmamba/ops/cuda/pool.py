@@ -48,16 +48,15 @@ def pool_forward_kernel(
 
 @triton.jit
 def pool_backward_kernel(
-    dpooled, y, z, weight, dy, dz, sums, z_b, z_t, K, length, channels, blocks, eps,
-    HAS_Z: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    dmeans, y, z, onto, dy, dz, z_b, z_t, K, length, channels, eps,
+    HAS_Z: tl.constexpr, HAS_ONTO: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """dy of every direction, dz, and the sums over tokens of xhat for the norm's weight."""
+    """dy of every direction (added to `onto`), and dz."""
     i_t, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_d = tl.arange(0, BD)
     m_d = o_d < channels
     o_t = i_t * BT + tl.arange(0, BT)
     m = (o_t < length)[:, None] & m_d[None, :]
-    b_weight = tl.load(weight + o_d, mask=m_d, other=0.0).to(tl.float32)
     b_act = tl.full([BT, BD], 1.0, tl.float32)
     b_dact = tl.zeros([BT, BD], tl.float32)
     b_dz = tl.zeros([BT, BD], tl.float32)
@@ -72,17 +71,16 @@ def pool_backward_kernel(
         o_y = (i_bk * length + o_t[:, None]) * channels + o_d[None, :]
         b_y = tl.load(y + o_y, mask=m, other=0.0).to(tl.float32)
         b_xhat, b_rstd = normalised_rows(b_y * b_act, m_d, channels, eps)
-        b_xhat = tl.where((o_t < length)[:, None], b_xhat, 0.0)
-        tl.store(
-            sums + (i_bk * blocks + i_t) * channels + o_d, tl.sum(b_xhat, axis=0), mask=m_d
-        )
-        b_g = tl.load(dpooled + i_bk * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
-        b_g = b_g * b_weight / length
+        b_g = tl.load(dmeans + i_bk * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
+        b_g /= length
         along = tl.sum(b_xhat * b_g[None, :], axis=1) / channels
         b_g = (b_g - tl.sum(b_g, axis=0) / channels)[None, :] - b_xhat * along[:, None]
         b_g *= b_rstd[:, None]
         b_dz += b_g * b_y
-        store(dy + o_y, b_g * b_act, m)
+        b_g *= b_act
+        if HAS_ONTO:
+            b_g += tl.load(onto + o_y, mask=m, other=0.0).to(tl.float32)
+        store(dy + o_y, b_g, m)
     if HAS_Z:
         p_dz = dz + (i_b * length + o_t[:, None]) * channels + o_d[None, :]
         store(p_dz, b_dz * b_dact, m)
@@ -97,7 +95,7 @@ def row_block(channels: int) -> tuple[int, int, int]:
     return block, max(1, 1024 // block), max(1, block // 2048)
 
 
-def pool_forward(y, z, weight, bias, eps):
+def pool_forward(y, z, eps):
     y = y.contiguous()
     z = z if z is None else unit_stride(z)
     batch, directions, length, channels = y.shape
@@ -107,39 +105,31 @@ def pool_forward(y, z, weight, bias, eps):
     )
     if y.numel() > 0:
         block, rows, warps = row_block(channels)
-        rows = min(rows, TOKENS)
         with device_of(y):
             pool_forward_kernel[(blocks, batch * directions)](
                 y, z, sums, *((0, 0) if z is None else z.stride()[:2]),
                 directions, length, channels, blocks, eps,
-                HAS_Z=z is not None, TOKENS=TOKENS, BT=rows, BD=block, num_warps=warps,
+                HAS_Z=z is not None, TOKENS=TOKENS, BT=min(rows, TOKENS), BD=block,
+                num_warps=warps,
             )  # fmt: skip
-    return torch.addcmul(bias.float(), sums.sum(2), weight.float(), value=1 / length)
+    return sums.sum(2).div_(length)
 
 
-def pool_backward(dpooled, y, z, weight, bias, eps):
-    inputs = (y, z, weight, bias)
-    y, dpooled = y.contiguous(), dpooled.contiguous()
-    z = z if z is None else unit_stride(z)
+def pool_backward(dmeans, y, z, eps, onto=None):
+    y, dmeans = y.contiguous(), dmeans.contiguous()
+    z, onto = z if z is None else unit_stride(z), onto if onto is None else onto.contiguous()
     batch, directions, length, channels = y.shape
     block, rows, warps = row_block(channels)
-    blocks = triton.cdiv(length, rows)
     dy = torch.empty_like(y)
     dz = None
     if z is not None:
         dz = torch.empty((batch, length, channels), dtype=z.dtype, device=y.device)
-    sums = torch.empty(
-        (batch, directions, blocks, channels), dtype=torch.float32, device=y.device
-    )
     if y.numel() > 0:
         with device_of(y):
-            pool_backward_kernel[(blocks, batch)](
-                dpooled, y, z, unit_stride(weight), dy, dz, sums,
-                *((0, 0) if z is None else z.stride()[:2]),
-                directions, length, channels, blocks, eps,
-                HAS_Z=z is not None, BT=rows, BD=block, num_warps=warps,
+            pool_backward_kernel[(triton.cdiv(length, rows), batch)](
+                dmeans, y, z, onto, dy, dz, *((0, 0) if z is None else z.stride()[:2]),
+                directions, length, channels, eps,
+                HAS_Z=z is not None, HAS_ONTO=onto is not None, BT=rows, BD=block,
+                num_warps=warps,
             )  # fmt: skip
-    dweight = (sums.sum(2) * dpooled).sum((0, 1)) / length
-    gradients = (dy, dz, dweight, dpooled.sum((0, 1)))
-    pairs = zip(gradients, inputs, strict=True)
-    return tuple(g if x is None else g.to(x.dtype) for g, x in pairs)
+    return dy, dz

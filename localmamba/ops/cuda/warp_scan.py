@@ -3,6 +3,8 @@
 The Triton kernels serve everything else. docs/performance.md holds what either takes.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 from torch import Tensor
@@ -46,26 +48,26 @@ def _launch_shape(batch: int, directions: int, channels: int, chunks: int) -> La
 
 def _strides(*tensors: Tensor) -> list[int]:
     """Of image, direction (64 bits) and step (32 bits)."""
-    strides: list[int] = []
-    for x in tensors:
-        image, direction, step = sequence_strides(x)
-        strides += [nvrtc.Long(image), nvrtc.Long(direction), step]
-    return strides
+    return [stride for x in tensors for stride in sequence_strides(x)]
 
 
-def _defines(u, D, dt_bias, index, padded, softplus, segmented, save=False) -> tuple[tuple[str, int], ...]:
-    flags = {
-        "ELEMENT": _ELEMENTS[u.dtype],
-        "GRID_ORDER": u.dim() == 3,
-        "HAS_INDEX": index is not None,
-        "PADDED": padded,
-        "HAS_D": D is not None,
-        "HAS_BIAS": dt_bias is not None,
-        "SOFTPLUS": softplus,
-        "SAVE": save,
-        "SEGMENTED": segmented,
-    }
-    return tuple((name, int(value)) for name, value in flags.items())
+_FLAGS = (
+    "ELEMENT", "GRID_ORDER", "HAS_INDEX", "PADDED", "HAS_D", "HAS_BIAS", "SOFTPLUS", "SEGMENTED",
+    "SAVE",
+)  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _named(*values: int) -> tuple[tuple[str, int], ...]:
+    return tuple(zip(_FLAGS, map(int, values), strict=True))
+
+
+def _defines(u, D, dt_bias, index, padded, softplus, segmented, save=False):
+    """The macros that the kernels are compiled with for these inputs."""
+    optional = (D is not None, dt_bias is not None)
+    grid_order, has_index = u.dim() == 3, index is not None
+    element = _ELEMENTS[u.dtype]
+    return _named(element, grid_order, has_index, padded, *optional, softplus, segmented, save)
 
 
 def _parameters(A: Tensor, *others: Tensor | None) -> list[Tensor | None]:
@@ -75,6 +77,11 @@ def _parameters(A: Tensor, *others: Tensor | None) -> list[Tensor | None]:
 
 def _float32(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def _combine(A, ends, sums, shape, reverse):
+    """What enters each segment; A is [K, D, N]."""
+    return combine_segments(A.transpose(1, 2).contiguous(), ends, sums, shape, reverse)
 
 
 def scan_forward(u, dt, A, B, C, D, dt_bias, index, length, softplus, save):
@@ -99,13 +106,13 @@ def scan_forward(u, dt, A, B, C, D, dt_bias, index, length, softplus, save):
             ends = _float32(u, batch, directions, shape.segments, states, channels)
             sums = _float32(u, batch, directions, shape.segments, channels)
             nvrtc.launch(
-                "segment_end", defines, grid, _WARP, u, dt, A, B, dt_bias, index, ends, sums,
-                *_strides(u, dt, B), directions, blocks, steps, channels,
+                "segment_end", defines, grid, _WARP, "8P" + 3 * "qqi" + "6i",
+                u, dt, A, B, dt_bias, index, ends, sums, *_strides(u, dt, B), directions, blocks, steps, channels,
                 shape.segment_chunks, shape.segments,
             )  # fmt: skip
-            starts = combine_segments(A.transpose(1, 2).contiguous(), ends, sums, shape, reverse=False)
+            starts = _combine(A, ends, sums, shape, reverse=False)
         nvrtc.launch(
-            "scan_forward", defines, grid, _WARP,
+            "scan_forward", defines, grid, _WARP, "11P" + 4 * "qqi" + "8i",
             u, dt, A, B, C, D, dt_bias, index, y, kept, starts, *_strides(u, dt, B, C),
             directions, blocks, steps, length, channels, chunks, shape.segment_chunks,
             shape.segments,
@@ -139,14 +146,14 @@ def scan_backward(dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, state
             if segmented:
                 ends, decays = _float32(u, *sums, n_states, channels), _float32(u, *sums, channels)
                 nvrtc.launch(
-                    "segment_carry", defines, grid, _WARP,
+                    "segment_carry", defines, grid, _WARP, "8P" + 3 * "qqi" + "6i",
                     dy, dt, A, C, dt_bias, index, ends, decays, *_strides(dy, dt, C),
                     directions, blocks, steps, channels, shape.segment_chunks,
                     shape.segments,
                 )  # fmt: skip
-                carries = combine_segments(A.transpose(1, 2).contiguous(), ends, decays, shape, reverse=True)
+                carries = _combine(A, ends, decays, shape, reverse=True)
             nvrtc.launch(
-                "scan_backward", defines, grid, _WARP,
+                "scan_backward", defines, grid, _WARP, "18P" + 5 * "qqi" + "8i",
                 dy, u, dt, A, B, C, D, dt_bias, index, states, carries, scratch,
                 du, ddt, dA, dBC, dD, dbias, *_strides(dy, u, dt, B, C),
                 directions, blocks, steps, rows, channels, chunks,

@@ -1,0 +1,159 @@
+"""SCAttn by channel and the sum over directions as one op: what ends a block's mixer.
+
+Paper section 4.1. Made of `pool_branches`, two small linear layers and `merge_branches`; as one op
+they cost few launches, and the two gradients that reach the directions' outputs are added where
+they are made. The linear layers run in float32 whatever the dtype of the outputs.
+"""
+
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backends import backend
+from .reference import accumulation_dtype
+from .registration import contiguous, define_op, empty_gradients, restore
+
+_TENSORS = (
+    "Tensor y, Tensor? z, Tensor pool_weight, Tensor pool_bias, Tensor reduce_weight, "
+    "Tensor reduce_bias, Tensor select_weight, Tensor select_bias, Tensor? norm_weight, "
+    "Tensor? norm_bias"
+)
+
+
+def _reduce(means, pool_weight, pool_bias, reduce_weight, reduce_bias):
+    """The affine part of the pooling's norm and the first linear layer, on [B * K, *]."""
+    pooled = torch.addcmul(pool_bias, means, pool_weight).flatten(0, 1)
+    return pooled, torch.addmm(reduce_bias, pooled, reduce_weight.t())
+
+
+@define_op(
+    f"attend_branches({_TENSORS}, bool gate_first, float pool_eps, float norm_eps) "
+    "-> (Tensor, Tensor, Tensor)"
+)
+def _attend(
+    y, z, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias,
+    norm_weight, norm_bias, gate_first, pool_eps, norm_eps,
+):  # fmt: skip
+    kernels = backend(y)
+    means = kernels.pool_forward(y, z if gate_first else None, pool_eps)
+    parameters = (pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias)
+    *first, select_weight, select_bias = (x.to(means.dtype) for x in parameters)
+    _, reduced = _reduce(means, *first)
+    logits = torch.addmm(select_bias, F.gelu(reduced), select_weight.t())
+    weights = torch.sigmoid_(logits).view_as(means)
+    out = kernels.merge_forward(y, weights, None, z, norm_weight, norm_bias, norm_eps)
+    return out, means, weights
+
+
+@_attend.register_fake
+def _(y, z, *rest):
+    small = y.new_empty((y.shape[0], y.shape[1], y.shape[3]), dtype=accumulation_dtype(y.dtype))
+    return y.new_empty((y.shape[0], y.shape[2], y.shape[3])), small, torch.empty_like(small)
+
+
+@define_op(
+    f"attend_branches_backward(Tensor dout, {_TENSORS}, Tensor means, Tensor weights, "
+    "bool gate_first, float pool_eps, float norm_eps) -> Tensor[]"
+)
+def _attend_backward(
+    dout, y, z, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias,
+    norm_weight, norm_bias, means, weights, gate_first, pool_eps, norm_eps,
+):  # fmt: skip
+    kernels = backend(y)
+    inputs = (
+        y, z, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias,
+        norm_weight, norm_bias,
+    )  # fmt: skip
+    parameters = [x.to(means.dtype) for x in inputs[2:8]]
+    dy, dweights, _, dz, dnorm_weight, dnorm_bias = kernels.merge_backward(
+        dout, y, weights, None, z, norm_weight, norm_bias, norm_eps
+    )
+    dmeans, dparameters = _weights_backward(dweights, means, weights, parameters)
+    gate = z if gate_first else None
+    dy, dgate = kernels.pool_backward(dmeans, y, gate, pool_eps, onto=dy)
+    dz = dz if dgate is None else dz.add_(dgate)
+    gradients = (dy, dz, *dparameters, dnorm_weight, dnorm_bias)
+    pairs = zip(gradients, inputs, strict=True)
+    return contiguous([g if g is None else g.to(x.dtype) for g, x in pairs])
+
+
+def _weights_backward(dweights, means, weights, parameters):
+    """From the gradient of the channel weights to those of the means and of the parameters."""
+    *first, select_weight, _ = parameters
+    pool_weight, _, reduce_weight, _ = first
+    pooled, reduced = _reduce(means, *first)
+    dlogits = (dweights * weights * (1 - weights)).flatten(0, 1)
+    dreduced = torch.ops.aten.gelu_backward(dlogits @ select_weight, reduced)
+    dpooled = (dreduced @ reduce_weight).view_as(means)
+    return dpooled * pool_weight, (
+        (dpooled * means).sum((0, 1)),
+        dpooled.sum((0, 1)),
+        dreduced.t() @ pooled,
+        dreduced.sum(0),
+        dlogits.t() @ F.gelu(reduced),
+        dlogits.sum(0),
+    )
+
+
+@_attend_backward.register_fake
+def _(dout, *inputs):
+    return empty_gradients(inputs[:10])
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.constants = inputs[10:]
+    ctx.save_for_backward(*inputs[:10], *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, dout, dmeans, dweights):
+    if dout is None:
+        return (None,) * 13
+    gradients = _attend_backward(dout, *ctx.saved_tensors, *ctx.constants)
+    return (*restore(gradients, ctx.saved_tensors[:10]), None, None, None)
+
+
+_attend.register_autograd(_backward, setup_context=_setup_context)
+
+
+def attend_branches(
+    y: Tensor,
+    z: Optional[Tensor],  # noqa: UP045 - TorchScript reads these
+    pool_weight: Tensor,
+    pool_bias: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    select_weight: Tensor,
+    select_bias: Tensor,
+    norm_weight: Optional[Tensor] = None,  # noqa: UP045
+    norm_bias: Optional[Tensor] = None,  # noqa: UP045
+    gate_first: bool = False,
+    pool_eps: float = 1e-5,
+    norm_eps: float = 1e-5,
+) -> Tensor:
+    """Weighs the directions' outputs by SCAttn's channel weights, and adds, normalises, gates them.
+
+    Args:
+        y: Outputs of the directions, [B, K, L, D].
+        z: Gate, [B, L, D]: the result is multiplied by SiLU(z).
+        pool_weight: Of the layer norm before pooling, [D].
+        pool_bias: [D].
+        reduce_weight: Of the first linear layer, [D / r, D].
+        reduce_bias: [D / r].
+        select_weight: Of the second, [D, D / r].
+        select_bias: [D].
+        norm_weight: If given, the sum over directions passes a layer norm with this weight, [D].
+        norm_bias: [D].
+        gate_first: Whether SCAttn looks at gated outputs, as in LocalVim, rather than at y itself.
+        pool_eps: Of the norm before pooling.
+        norm_eps: Of the norm after the sum.
+
+    Returns:
+        [B, L, D], in the dtype of y.
+    """
+    return torch.ops.localmamba.attend_branches(
+        y, z, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias,
+        norm_weight, norm_bias, gate_first, pool_eps, norm_eps,
+    )[0]  # fmt: skip
