@@ -92,36 +92,41 @@ def _branches(count: Callable[[Branches], int]) -> Formula:
     return formula
 
 
-def _norm_of_input(x: Size, *_: Size, out_shape: object) -> int:  # noqa: ARG001
+def _norm_of_input(x: Size, *_: object, out_shape: object) -> int:  # noqa: ARG001
     return NORM * prod(x)
 
 
-def _norm_of_merged(
-    y: Size,
-    channel_weights: Size | None,  # noqa: ARG001
-    token_weights: Size | None,  # noqa: ARG001
-    z: Size | None,  # noqa: ARG001
-    norm_weight: Size | None,
-    *_: object,
-    out_shape: object,  # noqa: ARG001
-) -> int:
-    return NORM * y[0] * y[2] * y[3] if norm_weight else 0
+def _norm_of_merged(y: Size, *shapes: Size, out_shape: object) -> int:  # noqa: ARG001
+    """Of `merge_branches`, whose fifth argument is the norm's weight."""
+    return NORM * prod(y) // y[1] if shapes[3] else 0
+
+
+def _attention(norm: int) -> Formula:
+    """SCAttn's two linear layers, and its norms at `norm` operations a value."""
+
+    def formula(*shapes: Size, out_shape: object) -> int:  # noqa: ARG001
+        y, _, _, _, reduce_weight, _, select_weight, _, norm_weight, *_ = shapes
+        linear = y[0] * y[1] * (prod(reduce_weight) + prod(select_weight))
+        values = prod(y) + (prod(y) // y[1] if norm_weight else 0)
+        return linear + norm * values
+
+    return formula
 
 
 def _formulas(model: nn.Module, rule: str) -> dict[object, Formula]:
     """What is counted beside convolutions and matrix products."""
     ops = torch.ops.localmamba
-    if rule == "all":
-        return {ops.s6_branches: _branches(_all)}
-    if not isinstance(model, LocalVMamba):
-        return {ops.s6_branches: _branches(_plain_as_paper)}
-    return {
-        ops.s6_branches: _branches(_hierarchical_as_paper),
-        ops.pool_branches: _norm_of_input,
-        ops.merge_branches: _norm_of_merged,
-        ops.residual_norm: _norm_of_input,
-        torch.ops.aten.native_layer_norm: _norm_of_input,
-    }
+    if rule == "paper" and isinstance(model, LocalVMamba):
+        return {
+            ops.s6_branches: _branches(_hierarchical_as_paper),
+            ops.attend_branches: _attention(NORM),
+            ops.pool_branches: _norm_of_input,
+            ops.merge_branches: _norm_of_merged,
+            ops.residual_norm: _norm_of_input,
+            torch.ops.aten.native_layer_norm: _norm_of_input,
+        }
+    count = _plain_as_paper if rule == "paper" else _all
+    return {ops.s6_branches: _branches(count), ops.attend_branches: _attention(0)}
 
 
 RULES = ("all", "paper")

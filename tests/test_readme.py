@@ -1,12 +1,17 @@
 """The documents keep their word: their Python runs, their links lead somewhere."""
 
+import importlib
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from localmamba.cli.parser import parse
+from localmamba.cli.tables import PAPER, count_row
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -56,3 +61,30 @@ def test_every_dependency_has_its_reason() -> None:
     listed = re.findall(r"^\| ([\w, -]+) \|", (ROOT / "docs/dependencies.md").read_text(), re.M)
     explained = {name.strip() for row in listed for name in row.split(",")}
     assert names - {"localmamba"} <= explained
+
+
+def test_sizes_are_those_that_the_command_prints() -> None:
+    row = r"^\| `(\w+)` \| ([\d,]+) \| ([\d.]+) G \| ([\d.]+) G \|"
+    rows = re.findall(row, (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) == 4
+    for model, parameters, as_paper, everything in rows:
+        counts = count_row(next(row for row in PAPER if row.model == model))
+        assert f"{counts.parameters:,}" == parameters
+        assert f"{counts.as_paper / 1e9:.2f}" == as_paper
+        assert f"{counts.all / 1e9:.2f}" == everything
+
+
+def commands(text: str) -> list[list[str]]:
+    """The lines of a document that call our command, without comments."""
+    lines = re.findall(r"^(?: {4}|`)localmamba ([^#`\n]+)", text, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+COMMAND_LINES = [line for document in DOCUMENTS for line in commands(document.read_text())]
+
+
+@pytest.mark.parametrize("words", COMMAND_LINES, ids=" ".join)
+def test_commands_take_these_arguments(words: list[str]) -> None:
+    name, *arguments = words
+    function = getattr(importlib.import_module(f"localmamba.cli.{name}"), name)
+    parse(name, function, arguments)
