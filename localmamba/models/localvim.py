@@ -24,7 +24,13 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-DEMO: dict[str, Any] = {"img_size": 8, "patch_size": 1, "depth": 4, "drop_path_rate": 0.0}
+DEMO: dict[str, Any] = {
+    "img_size": 8,
+    "patch_size": 1,
+    "depth": 4,
+    "d_state": 8,
+    "drop_path_rate": 0.0,
+}
 
 
 @register_model
@@ -74,13 +80,13 @@ def localvim_search(pretrained: bool = False, **kwargs: Any) -> LocalVim:
 
 @register_model
 def localvim_demo(pretrained: bool = False, **kwargs: Any) -> LocalVim:
-    """A LocalVim for 8 x 8 images (handwritten digits): width 48, 4 blocks."""
-    arguments = {**DEMO, "embed_dim": 48, "directions": LOCAL}
+    """A LocalVim for 8 x 8 images (handwritten digits): width 32, 4 blocks, 8 states a channel."""
+    arguments = {**DEMO, "embed_dim": 32, "directions": LOCAL}
     return create_plain("localvim_demo", pretrained, arguments, kwargs)
 
 
 @register_model
 def localvim_demo_search(pretrained: bool = False, **kwargs: Any) -> LocalVim:
-    """The supernet of `localvim_demo`: width 32."""
-    arguments = {**DEMO, "embed_dim": 32, "directions": CANDIDATES, "search": True}
+    """The supernet of `localvim_demo`: width 24."""
+    arguments = {**DEMO, "embed_dim": 24, "directions": CANDIDATES, "search": True}
     return create_plain("localvim_demo_search", pretrained, arguments, kwargs)

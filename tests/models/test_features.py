@@ -15,12 +15,12 @@ def test_plain_features_are_the_normalised_stream(class_token: bool) -> None:
     model = demo("localvim_demo", class_token=class_token, global_pool=pool)
     x = demo_image("localvim_demo")
     tokens = model.forward_features(x)
-    assert tokens.shape == (2, 63 + class_token, 48)
+    assert tokens.shape == (2, 63 + class_token, 32)
     final, maps = model.forward_intermediates(x, indices=[1, 3])
     torch.testing.assert_close(final, tokens)
     kept = torch.cat((tokens[:, :31], tokens[:, 32:]), dim=1) if class_token else tokens
     torch.testing.assert_close(maps[1].flatten(2).transpose(1, 2), kept)
-    assert maps[0].shape == (2, 48, 9, 7)
+    assert maps[0].shape == (2, 32, 9, 7)
     raw = model.forward_intermediates(x, [1], norm=False, intermediates_only=True)[0]
     normed = model.norm(raw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     torch.testing.assert_close(maps[0], normed)
@@ -78,7 +78,7 @@ def test_plain_backbone_taps_what_mixers_put_out() -> None:
     backbone = localmamba.DenseBackbone(demo("localvim_demo"), out_indices=[0, 2]).eval()
     assert len(backbone.model.blocks) == 3
     maps = backbone(x)
-    assert (backbone.channels(), backbone.reduction()) == ([48, 48], [1, 1])
+    assert (backbone.channels(), backbone.reduction()) == ([32, 32], [1, 1])
     for i, y in enumerate(maps):
         expected = backbone.norms[i](outputs[2 * i]).transpose(1, 2).unflatten(2, (9, 7))
         torch.testing.assert_close(y, expected)

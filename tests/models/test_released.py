@@ -102,7 +102,7 @@ def test_names_everything_that_does_not_fit() -> None:
     message = str(caught.value)
     assert "missing layers.1.mixer.A_log_2, norm_f.weight" in message
     assert "left over layers.0.norm.bias" in message
-    assert "wrong shape layers.2.mixer.D_0 [5] (needs [96])" in message
+    assert "wrong shape layers.2.mixer.D_0 [5] (needs [64])" in message
     assert "\n" not in message
     assert all(torch.equal(x, before[key]) for key, x in model.state_dict().items())
 
