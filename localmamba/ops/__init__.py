@@ -1,4 +1,4 @@
-"""Scan orders and the kernels that read tokens along them: arrays in, arrays out (see README.md)."""
+"""Scan orders and the kernels that read tokens along them: arrays in and out (see README.md)."""
 
 from .attend import attend_branches
 from .branches import s6_branches

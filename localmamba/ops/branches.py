@@ -1,8 +1,9 @@
 """A block's S6 branches as one op: convolution, projections and scan of all directions.
 
-The parts are `causal_conv` and `selective_scan` with two batched matrix products between them. As one
-op they keep for the backward pass only the tokens, the small projected parameters and the states at
-chunk boundaries; the convolution's output and the step sizes, the two largest arrays, are made again.
+The parts are `causal_conv` and `selective_scan` with two batched matrix products between them. As
+one op they keep for the backward pass only the tokens, the small projected parameters and the
+states at chunk boundaries; the convolution's output and the step sizes, the two largest arrays, are
+made again.
 """
 
 from typing import Optional
@@ -14,10 +15,9 @@ from torch import Tensor
 from .backends import backend, states_shape
 from .registration import contiguous, define_op, empty_gradients, register_autocast, restore
 
-
 ALIGN = 8
-"""The factor of dt is padded to this many columns, so that rows of half precision start at 16 bytes:
-matrix units and the scan kernels read them whole."""
+"""The factor of dt is padded to this many columns, so that rows of half precision start at 16
+bytes: matrix units and the scan kernels read them whole."""
 
 
 def _padded_rank(rank: int) -> int:
@@ -43,7 +43,7 @@ def _project(u: Tensor, x_proj: Tensor) -> Tensor:
     batch, directions, steps = u.shape[0], x_proj.shape[0], u.shape[-2]
     if u.dim() == 3:
         params = u.reshape(batch * steps, u.shape[-1]) @ x_proj.flatten(0, 1).t()
-        return params.view(batch, steps, directions, -1).transpose(1, 2)
+        return params.view(batch, steps, directions, x_proj.shape[1]).transpose(1, 2)
     rows = u.transpose(0, 1).reshape(directions, batch * steps, u.shape[-1])
     return torch.bmm(rows, x_proj.transpose(1, 2)).unflatten(1, (batch, steps)).transpose(0, 1)
 
@@ -67,8 +67,9 @@ def _scan_parameters(params: Tensor, dt_weight: Tensor, states: int) -> tuple[Te
 
 
 @define_op(
-    "s6_branches(Tensor x, Tensor? conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_weight, "
-    "Tensor dt_bias, Tensor A, Tensor D, Tensor index, bool save) -> (Tensor, Tensor, Tensor)"
+    "s6_branches(Tensor x, Tensor? conv_weight, Tensor? conv_bias, Tensor x_proj, "
+    "Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor index, bool save) "
+    "-> (Tensor, Tensor, Tensor)"
 )
 def _branches(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
     kernels = backend(x)
@@ -94,9 +95,9 @@ def _(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
 
 
 @define_op(
-    "s6_branches_backward(Tensor dy, Tensor x, Tensor? conv_weight, Tensor? conv_bias, Tensor x_proj, "
-    "Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor index, Tensor params, "
-    "Tensor kept) -> Tensor[]"
+    "s6_branches_backward(Tensor dy, Tensor x, Tensor? conv_weight, Tensor? conv_bias, "
+    "Tensor x_proj, Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor index, "
+    "Tensor params, Tensor kept) -> Tensor[]"
 )
 def _branches_backward(
     dy, x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, params, kept

@@ -16,17 +16,19 @@ def _conv(x, weight, bias, index):
 
 
 def scan_major(batch: int, directions: int, steps: int, channels: int, like: Tensor) -> Tensor:
-    """An empty [B, K, P, D] whose memory is [K, B, P, D]: a batched product over K needs no copy."""
+    """An empty [B, K, P, D], in memory [K, B, P, D]: a batched product over K needs no copy."""
     return like.new_empty((directions, batch, steps, channels)).transpose(0, 1)
 
 
 @_conv.register_fake
 def _(x, weight, bias, index):
-    return scan_major(x.shape[0], *index.shape, x.shape[2], like=x)
+    directions, steps = index.shape
+    return scan_major(x.shape[0], directions, steps, x.shape[2], like=x)
 
 
 @define_op(
-    "causal_conv_backward(Tensor du, Tensor x, Tensor weight, Tensor bias, Tensor index) -> Tensor[]"
+    "causal_conv_backward(Tensor du, Tensor x, Tensor weight, Tensor bias, Tensor index) "
+    "-> Tensor[]"
 )
 def _conv_backward(du, x, weight, bias, index):
     return contiguous(backend(x).conv_backward(du, x, weight, bias, index))

@@ -1,8 +1,9 @@
-"""The plain PyTorch form of every kernel: the truth that the CPU and GPU kernels are tested against.
+"""The plain PyTorch form of every kernel: the truth that the other kernels are tested against.
 
 Written for reading, in float64 when the input is; no speed is intended. The functions down to
 `merge_branches_reference` are differentiable; below them stands the kernel interface
-(`scan_forward`, ...) that `ops.cpu` and `ops.cuda` implement too, made of them. Letters: ops/README.md.
+(`scan_forward`, ...) that `ops.cpu` and `ops.cuda` implement too, made of them. Letters:
+ops/README.md.
 """
 
 import torch
@@ -22,6 +23,7 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 
     Args:
         x: [B, L, D], shared by the directions, or [B, K, L, D].
+        index: [K, P].
 
     Returns:
         [B, K, P, D].

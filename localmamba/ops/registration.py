@@ -35,7 +35,7 @@ class Op:
 
         def rule(*args):
             if self.autocast is not None:
-                args = self.autocast(list(args), torch.get_autocast_dtype(device_type))
+                args = tuple(self.autocast(list(args), torch.get_autocast_dtype(device_type)))
             # What torch.library's own rule does: quicker than to leave autocast and to come back.
             with torch._C._ExcludeDispatchKeyGuard(keys):
                 return self.overload(*args)

@@ -1,8 +1,8 @@
-"""One step of the residual stream: add, turn by the rotary embedding, normalise. Custom op, autograd.
+"""One step of the residual stream: add, turn by the rotary embedding, normalise.
 
 Blocks begin so: the plain models' with an RMS norm (Vim's "fused add norm"; the rotary embedding of
-hidden tokens and residual alike is one turn of their sum), the hierarchical ones' with a layer norm.
-In one pass over memory on a GPU.
+hidden tokens and residual alike is one turn of their sum), the hierarchical ones' with a layer
+norm. In one pass over memory on a GPU.
 """
 
 from typing import Optional

@@ -192,7 +192,8 @@ def _index_tensor(
 
 
 @define_op(
-    "scan_index(Tensor like, str[] directions, SymInt height, SymInt width, SymInt class_token) -> Tensor"
+    "scan_index(Tensor like, str[] directions, SymInt height, SymInt width, SymInt class_token) "
+    "-> Tensor"
 )
 def _scan_index(like, directions, height, width, class_token):
     # A copy: compiled programs reuse the memory of an op's result.
@@ -201,7 +202,7 @@ def _scan_index(like, directions, height, width, class_token):
 
 @_scan_index.register_fake
 def _(like, directions, height, width, class_token):
-    length = padded_length(directions[0], (height, width))
+    length: int | torch.SymInt = padded_length(directions[0], (height, width))
     for name in directions[1:]:
         length = torch.sym_max(length, padded_length(name, (height, width)))
     extra = 1 if class_token >= 0 else 0

@@ -1,7 +1,7 @@
 """What joins a block's directions: pooling for SCAttn, and the weighed sum. Custom ops, autograd.
 
-Paper section 4.1 ("State attention", SCAttn). Both read the outputs of all directions once and write
-only what is smaller than them, so that nothing of shape [B, K, L, D] is made in between.
+Paper section 4.1 ("State attention", SCAttn). Both read the outputs of all directions once and
+write only what is smaller than them, so that nothing of shape [B, K, L, D] is made in between.
 """
 
 from typing import Optional

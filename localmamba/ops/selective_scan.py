@@ -29,8 +29,9 @@ def _(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
 
 
 @define_op(
-    "selective_scan_backward(Tensor dy, Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
-    "Tensor? dt_bias, Tensor? index, SymInt length, bool softplus, Tensor states) -> Tensor[]"
+    "selective_scan_backward(Tensor dy, Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, "
+    "Tensor? D, Tensor? z, Tensor? dt_bias, Tensor? index, SymInt length, bool softplus, "
+    "Tensor states) -> Tensor[]"
 )
 def _scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states):
     return contiguous(
@@ -77,9 +78,9 @@ def selective_scan(
 ) -> Tensor:
     """Scans the tokens of each image along K directions (S6, paper section 3.2).
 
-    The inputs stand in grid order (u of shape [B, L, D], shared by the directions; T = L) or in scan
-    order (u of shape [B, K, P, D], one sequence a direction; T = P). Any strides, any mix of floating
-    dtypes; states and sums are float32 (float64 for a float64 u, on any device through the
+    The inputs stand in grid order (u of shape [B, L, D], shared by the directions; T = L) or in
+    scan order (u of shape [B, K, P, D], one sequence a direction; T = P). Any strides, any mix of
+    floating dtypes; states and sums are float32 (float64 for a float64 u, on any device through the
     reference).
 
     Args:
@@ -91,8 +92,8 @@ def selective_scan(
         D: Skip weights, [K, D].
         z: Gate in grid order, [B, L, D]: the output is multiplied by SiLU(z).
         dt_bias: Added to dt before softplus, [K, D].
-        index: Scan orders from `scan_index`, int32 [K, P]; without it, u is read as it stands and must
-            be in scan order, with L = P.
+        index: Scan orders from `scan_index`, int32 [K, P]; without it, u is read as it stands and
+            must be in scan order, with L = P.
         length: L, where u is in scan order and padded (P > L).
         softplus: Whether step sizes pass through softplus.
 
@@ -121,7 +122,7 @@ def selective_scan(
         raise ValueError(
             f"B and C must be {rows + [states]}, got {list(B.shape)} and {list(C.shape)}"
         )
-    if index is not None:
+    if index is not None:  # noqa: SIM102 - TorchScript narrows no type inside `and`
         if index.shape[0] != directions or (u.dim() == 4 and index.shape[1] != steps):
             raise ValueError(
                 f"index {list(index.shape)} does not fit {directions} directions of {steps} steps"

@@ -11,7 +11,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 FP16_MAX = tl.constexpr(65504.0)
 
 WAVE = 528
-"""Programs below which a GPU stays partly idle: 132 multiprocessors of 4 schedulers (H100, H200)."""
+"""Fewer programs leave a GPU partly idle: 132 multiprocessors of 4 schedulers (H100, H200)."""
 
 
 @triton.jit

@@ -1,5 +1,7 @@
-"""Causal depthwise convolution along scan orders with SiLU (Triton): gathers by index, forward and
-backward. Any number of taps."""
+"""Causal depthwise convolution along scan orders with SiLU (Triton), any number of taps.
+
+Forward and backward gather by index.
+"""
 
 import torch
 import triton
@@ -101,7 +103,7 @@ def taps_backward_kernel(
     dpre, weight, inverse, dx, K, steps, length, channels,
     BT: tl.constexpr, BD: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """dx of a block of tokens: each token gathers from the W steps that read it, in all directions."""
+    """dx of a block of tokens: each gathers from the W steps that read it, in all directions."""
     i_t, i_d, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     o_d = i_d * BD + tl.arange(0, BD)
     o_t = i_t * BT + tl.arange(0, BT)

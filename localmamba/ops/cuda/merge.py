@@ -1,7 +1,7 @@
 """The weighed sum over directions, with optional layer norm and gate (Triton).
 
-Forward reads every output once. Backward first makes the gradient of the sum (through gate and norm,
-whole rows), then, per direction, the gradients of the outputs and of their weights.
+Forward reads every output once. Backward first makes the gradient of the sum (through gate and
+norm, whole rows), then, per direction, the gradients of the outputs and of their weights.
 """
 
 import torch
@@ -26,8 +26,8 @@ def _weighed_sum(
             p_w = channel_weights + i_bk * channels + o_d
             b_y *= tl.load(p_w, mask=o_d < channels, other=0.0).to(tl.float32)[None, :]
         if HAS_TOKEN:
-            p_w = token_weights + i_bk * length + o_t
-            b_y *= tl.load(p_w, mask=o_t < length, other=0.0).to(tl.float32)[:, None]
+            p_token = token_weights + i_bk * length + o_t
+            b_y *= tl.load(p_token, mask=o_t < length, other=0.0).to(tl.float32)[:, None]
         b_sum += b_y
     return b_sum
 
@@ -139,8 +139,8 @@ def branch_backward_kernel(
         if HAS_CHANNEL or HAS_TOKEN:
             b_product = b_g * tl.load(y + o_y, mask=m, other=0.0).to(tl.float32)
             if HAS_TOKEN:
-                p_w = token_weights + i_bk * length + o_t
-                b_token = tl.load(p_w, mask=m_t, other=0.0).to(tl.float32)
+                p_token = token_weights + i_bk * length + o_t
+                b_token = tl.load(p_token, mask=m_t, other=0.0).to(tl.float32)
                 b_dtoken = tl.sum(b_product * b_channel[None, :], axis=1)
                 tl.store(dtoken + i_bk * length + o_t, b_dtoken, mask=m_t)
                 b_dy *= b_token[:, None]

@@ -7,7 +7,7 @@ import triton.language as tl
 from .common import device_of, store
 
 PROGRAMS = 1024
-"""Programs of the backward kernel: each adds up the weight's gradient over its share of the rows."""
+"""Programs of the backward kernel: each adds up the weight's gradient over a share of the rows."""
 
 
 @triton.jit
@@ -25,7 +25,8 @@ def _turn(b_x, p_cos, p_sin, m, SIGN: tl.constexpr, BT: tl.constexpr, BD: tl.con
 @triton.jit
 def norm_forward_kernel(
     hidden, residual, weight, bias, cos, sin, normed, stream, rows, length, channels, eps,
-    HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, ROTARY: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, ROTARY: tl.constexpr,
+    BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     o_t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     o_d = tl.arange(0, BD)
@@ -53,7 +54,8 @@ def norm_forward_kernel(
 def norm_backward_kernel(
     dnormed, dstream, stream, weight, cos, sin, dhidden, dresidual, dweight, dbias,
     rows, length, channels, share, eps,
-    HAS_DSTREAM: tl.constexpr, CENTRED: tl.constexpr, ROTARY: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    HAS_DSTREAM: tl.constexpr, CENTRED: tl.constexpr, ROTARY: tl.constexpr,
+    BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
     o_d = tl.arange(0, BD)

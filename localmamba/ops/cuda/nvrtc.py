@@ -1,6 +1,6 @@
 """CUDA C++ compiled at run time by NVRTC, which PyTorch's own wheels bring: no compiler is needed.
 
-`cuda.bindings` is NVIDIA's Python interface to NVRTC and the driver, a dependency of PyTorch itself.
+`cuda.bindings`, a dependency of PyTorch, is NVIDIA's Python interface to NVRTC and the driver.
 """
 
 import ctypes
@@ -18,7 +18,9 @@ _SOURCE = Path(__file__).with_name("scan.cu")
 @lru_cache(maxsize=1)
 def available() -> bool:
     """Whether kernels can be compiled and loaded here."""
-    return torch.cuda.is_available() and find_spec("cuda") and find_spec("cuda.bindings") is not None
+    return (
+        torch.cuda.is_available() and find_spec("cuda") and find_spec("cuda.bindings") is not None
+    )
 
 
 def _check(result):

@@ -100,9 +100,7 @@ def pool_forward(y, z, eps):
     z = z if z is None else unit_stride(z)
     batch, directions, length, channels = y.shape
     blocks = triton.cdiv(length, TOKENS)
-    sums = torch.empty(
-        (batch, directions, blocks, channels), dtype=torch.float32, device=y.device
-    )
+    sums = torch.empty((batch, directions, blocks, channels), dtype=torch.float32, device=y.device)
     if y.numel() > 0:
         block, rows, warps = row_block(channels)
         with device_of(y):

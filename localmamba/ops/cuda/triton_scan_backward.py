@@ -173,7 +173,7 @@ def scan_backward_kernel(
         for i_g in range(groups):
             tl.store(p_scratch + i_g * BN * BD, b_h)
             for i_j in tl.static_range(GROUP):
-                b_u, b_x, b_delta, b_B = _load_inputs(
+                b_u, _, b_delta, b_B = _load_inputs(
                     p_u, p_dt, p_B, u_t, dt_t, B_t, p_index, b_bias,
                     i_c * CHUNK + i_g * GROUP + i_j, steps, m_d, m_n, GRID_ORDER, PADDED, SOFTPLUS,
                 )  # fmt: skip

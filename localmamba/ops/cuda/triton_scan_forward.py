@@ -40,7 +40,7 @@ def scan_forward_kernel(
     m_d = o_d < channels
     m_n = o_n < n_states
     m_dn = m_d[None, :] & m_n[:, None]
-    if EVEN:
+    if EVEN:  # noqa: SIM108 - decided when the kernel is compiled
         m_load = tl.full([BD], 1, tl.int1)
     else:
         m_load = m_d
@@ -192,7 +192,9 @@ def segment_starts(u, dt, A, B, dt_bias, index, softplus, launch: Launch, steps:
     return combine_segments(A, ends, sums, launch, reverse=False)
 
 
-def combine_segments(A: Tensor, ends: Tensor, sums: Tensor, launch: Launch, reverse: bool) -> Tensor:
+def combine_segments(
+    A: Tensor, ends: Tensor, sums: Tensor, launch: Launch, reverse: bool
+) -> Tensor:
     """Runs `combine_segments_kernel`: what enters each segment, shaped like `ends`."""
     starts = torch.empty_like(ends)
     batch, directions, segments, states, channels = ends.shape

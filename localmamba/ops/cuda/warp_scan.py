@@ -107,8 +107,8 @@ def scan_forward(u, dt, A, B, C, D, dt_bias, index, length, softplus, save):
             sums = _float32(u, batch, directions, shape.segments, channels)
             nvrtc.launch(
                 "segment_end", defines, grid, _WARP, "8P" + 3 * "qqi" + "6i",
-                u, dt, A, B, dt_bias, index, ends, sums, *_strides(u, dt, B), directions, blocks, steps, channels,
-                shape.segment_chunks, shape.segments,
+                u, dt, A, B, dt_bias, index, ends, sums, *_strides(u, dt, B),
+                directions, blocks, steps, channels, shape.segment_chunks, shape.segments,
             )  # fmt: skip
             starts = _combine(A, ends, sums, shape, reverse=False)
         nvrtc.launch(
