@@ -1,0 +1,139 @@
+"""From images to batches: sizes, augmentation, determinism, one transform for files and arrays."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from localmamba.data import Augmentation, Examples, ImageSettings, InputSpec, Source
+from localmamba.data.module import ImageData
+from localmamba.data.transforms import BatchAugmentation, eval_transform, normalize, train_transform
+
+GREY = InputSpec(size=8, channels=1, mean=(0.5,), std=(0.25,))
+RGB = InputSpec(size=16, channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2), crop_pct=0.8)
+
+
+def arrays(count: int = 20, size: int = 8) -> Examples:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (count, size, size), dtype=np.uint8)
+    return Examples(images, np.arange(count) % 2)
+
+
+def image_data(spec=GREY, augmentation=None, batch_size=8) -> ImageData:
+    source = Source("arrays", ("a", "b"), 1, {"train": arrays(), "val": arrays(6)})
+    return ImageData(source, spec, ImageSettings(batch_size=batch_size, workers=0), augmentation)
+
+
+def test_training_batches_are_whole_and_shuffled():
+    torch.manual_seed(0)
+    first = list(image_data().train_dataloader())
+    assert [tuple(images.shape) for images, _ in first] == [(8, 1, 8, 8)] * 2
+    torch.manual_seed(0)
+    again = list(image_data().train_dataloader())
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
+    torch.manual_seed(1)
+    assert not torch.equal(next(iter(image_data().train_dataloader()))[0], first[0][0])
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch():
+    (batch,) = image_data(batch_size=64).train_dataloader()
+    assert len(batch[0]) == 20
+
+
+def test_held_out_batches_hold_every_image_in_order():
+    batches = list(image_data(batch_size=4).val_dataloader())
+    assert torch.equal(torch.cat([labels for _, labels in batches]), torch.arange(6) % 2)
+
+
+def test_arrays_and_files_get_the_same_tensors(tmp_path):
+    examples = arrays(3)
+    paths = []
+    for i in range(3):
+        paths.append(str(tmp_path / f"{i}.png"))
+        examples.image(i).save(paths[-1])
+    files = Examples(paths, examples.labels)
+    spec = dataclasses.replace(GREY, size=20)
+    transform = eval_transform(spec)
+    for i in range(3):
+        assert torch.equal(transform(files.image(i)), transform(examples.image(i)))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "LA"])
+@pytest.mark.parametrize("spec", [GREY, RGB], ids=["grey", "rgb"])
+def test_every_kind_of_image_fits(mode, spec):
+    image = Image.new(mode, (30, 23))
+    everything = Augmentation(
+        crop_scale=(0.3, 1.0), color_jitter=0.3, auto_augment="rand-m9-mstd0.5"
+    )
+    for transform in (eval_transform(spec), train_transform(spec, everything)):
+        out = transform(image)
+        assert out.shape == (spec.channels, spec.size, spec.size)
+        assert out.dtype == torch.uint8
+
+
+def test_normalize_is_by_channel():
+    images = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    assert torch.allclose(normalize(images, RGB)[0, :, 0, 0], torch.tensor([3.0, 2.5, 2.0]))
+
+
+def test_no_augmentation_is_normalisation():
+    images = torch.from_numpy(arrays().images)[:, None]
+    augmented = BatchAugmentation(GREY, Augmentation())(images)
+    assert torch.equal(augmented, normalize(images, GREY))
+
+
+def test_mirror_images():
+    images = torch.from_numpy(arrays().images)[:, None]
+    augmented = BatchAugmentation(GREY, Augmentation(hflip=1.0))(images)
+    assert torch.equal(augmented, normalize(images.flip(-1), GREY))
+
+
+def bright_spot(size: int = 33) -> torch.Tensor:
+    image = torch.zeros(200, 1, size, size, dtype=torch.uint8)
+    image[:, :, size // 2 - 1 : size // 2 + 2, size // 2 - 1 : size // 2 + 2] = 255
+    return image
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "largest"),
+    [
+        (Augmentation(shift=0.25), 0.25),
+        (Augmentation(rotate=30, zoom=0.2, shear=10), 0.0),
+        (Augmentation(elastic=0.03), 0.12),
+    ],
+    ids=["shift", "around the centre", "elastic"],
+)
+def test_how_far_a_spot_in_the_centre_moves(augmentation, largest):
+    torch.manual_seed(0)
+    plain = InputSpec(33, 1, (0.0,), (1.0,))
+    moved = BatchAugmentation(plain, augmentation)(bright_spot())[:, 0]
+    axis = torch.arange(33) - 16.0
+    mass = moved.sum((1, 2))
+    x, y = (moved.sum(1) * axis).sum(1) / mass, (moved.sum(2) * axis).sum(1) / mass
+    reach = torch.stack([x, y]).abs().max() / 33
+    assert reach <= largest + 0.01
+    assert reach >= 0.5 * largest
+    assert float(x.std()) == pytest.approx(float(y.std()), rel=0.3, abs=0.05)
+
+
+def test_erasing_changes_about_its_share_of_the_images():
+    torch.manual_seed(0)
+    images = torch.full((400, 1, 8, 8), 128, dtype=torch.uint8)
+    augmented = BatchAugmentation(GREY, Augmentation(erasing=0.25))(images)
+    changed = (augmented != normalize(images, GREY)).flatten(1).any(1)
+    assert 0.15 < changed.float().mean() < 0.35
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "message"),
+    [
+        ({"hflip": 1.5}, "hflip must lie between 0 and 1, got 1.5"),
+        ({"rotate": -1}, "rotate must be at least 0"),
+        ({"crop_scale": (0.5, 0.2)}, "crop_scale must be two shares"),
+    ],
+)
+def test_wrong_augmentation(augmentation, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**augmentation)
