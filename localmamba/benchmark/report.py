@@ -44,7 +44,7 @@ def results_tables(
     for result, relative in zip(results, relative_times(results, baseline), strict=True):
         s = result.setting
         if s.mode not in tables:
-            tables[s.mode] = _empty_table(f"{s.mode}, {s.dtype}", caption)
+            tables[s.mode] = _empty_table(f"{s.mode}, {s.dtype}, {s.launch}", caption)
         tables[s.mode].add_row(*_row(result, relative))
     return list(tables.values())
 

@@ -10,6 +10,9 @@ MODES = ("inference", "training")
 
 DEVICES = ("cpu", "cuda")
 
+LAUNCHES = ("eager", "graph")
+"""Kernel by kernel from Python, or a whole step replayed as one CUDA graph."""
+
 TOKEN = 16
 """Pixels along the side of what counts as one token where sizes are compared."""
 
@@ -46,6 +49,7 @@ class Setting:
         dtype: One of `DTYPES`.
         batch: Images a step.
         size: Pixels along a side.
+        launch: One of `LAUNCHES`.
 
     Raises:
         ValueError: If it cannot be measured here.
@@ -57,6 +61,7 @@ class Setting:
     dtype: str
     batch: int
     size: int
+    launch: str = "eager"
 
     def __post_init__(self) -> None:
         if not timm.is_model(self.model):
@@ -64,6 +69,9 @@ class Setting:
         _check_known("mode", self.mode, MODES)
         _check_known("dtype", self.dtype, tuple(DTYPES))
         _check_known("device", self.device, DEVICES)
+        _check_known("launch", self.launch, LAUNCHES)
+        if self.launch == "graph" and self.device != "cuda":
+            raise ValueError("launch 'graph' needs device 'cuda'; use 'eager'")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device 'cuda' is not available here; use 'cpu'")
         if self.batch < 1 or self.size < 1:

@@ -27,6 +27,7 @@ def bench(
     batch: int | list[int] = 1,
     size: int | list[int] = 224,
     baseline: str | None = None,
+    launch: Literal["eager", "graph"] = "eager",
     threads: int | None = None,
     seconds: float = 3.0,
     output: Path = Path("runs/bench"),
@@ -45,6 +46,7 @@ def bench(
         batch: Images a step: one number, or one for each size.
         size: Pixels along a side; with several, the figure shows images/s x tokens over size.
         baseline: Whose time counts as 1; the first model unless given.
+        launch: Kernel by kernel from Python, or each step replayed as one CUDA graph.
         threads: CPU threads; PyTorch's choice unless given.
         seconds: How long to time each.
         output: Folder for bench.csv, bench.png and bench.svg.
@@ -57,7 +59,7 @@ def bench(
       localmamba bench convnext_tiny localvmamba_tiny --device cuda --dtype bfloat16 --batch 128
       localmamba bench localvmamba_tiny --size '[224,512,1024]' --batch '[16,3,1]' --mode inference
     """
-    settings = plan(models, device, dtype, mode, _as_list(batch), _as_list(size))
+    settings = plan(models, device, dtype, mode, _as_list(batch), _as_list(size), launch)
     baseline = baseline or models[0]
     if baseline not in models:
         raise ValueError(f"the baseline {baseline!r} must be one of the models measured")
@@ -91,6 +93,7 @@ def plan(
     mode: str,
     batch: Sequence[int],
     size: Sequence[int],
+    launch: str = "eager",
 ) -> list[Setting]:
     """Every combination to measure, all of them checked; arguments as those of `bench`."""
     if not models:
@@ -102,7 +105,7 @@ def plan(
     batches = list(batch) * len(size) if len(batch) == 1 else batch
     modes = MODES if mode == "both" else (mode,)
     return [
-        Setting(model, timed, device, dtype, images, pixels)
+        Setting(model, timed, device, dtype, images, pixels, launch)
         for timed in modes
         for model in models
         for images, pixels in zip(batches, size, strict=True)
