@@ -39,7 +39,7 @@ def predict(
     model, card = load_checkpoint(checkpoint)
     console, errors = Console(), Console(stderr=True)
     predictions: list[Prediction] = []
-    with Progress(console=errors, transient=True) as progress:
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
         found = predict_files(model, card, images, pick_device(device), top)
         predictions.extend(progress.track(found, total=len(images), description="predicting"))
     good = [prediction for prediction in predictions if not prediction.error]

@@ -45,7 +45,9 @@ class Classification(LightningModule):
         self.settings = settings or TrainingSettings()
         self.mixup = make_mixup(augmentation or Augmentation(), num_classes)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
-        self.top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro")
+        self.top5: MulticlassAccuracy | None = None
+        if num_classes > MANY_CLASSES:
+            self.top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro")
         self.finite = FiniteCheck()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ class Classification(LightningModule):
         metrics: dict[str, Any] = {"val_loss": F.cross_entropy(logits, labels)}
         self.accuracy(logits, labels)
         metrics["val_accuracy"] = self.accuracy
-        if logits.shape[1] > MANY_CLASSES:
+        if self.top5 is not None:
             self.top5(logits, labels)
             metrics["val_top5"] = self.top5
         self.log_dict(metrics, on_epoch=True, on_step=False, batch_size=len(images))
