@@ -170,8 +170,6 @@ def pool_arguments(
     tensors = {
         "y": random(2, 3, tokens, channels, seed=1, dtype=dtype),
         "z": random(2, tokens, channels, seed=2, dtype=dtype) if gated else None,
-        "weight": random(channels, seed=3),
-        "bias": random(channels, seed=4),
     }
     gradient = random(2, 3, channels, seed=5)
     laid_out = {name: x if x is None else layout(x.to(device)) for name, x in tensors.items()}

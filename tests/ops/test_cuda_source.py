@@ -37,11 +37,30 @@ def covering_pairs(factors: dict[str, tuple]) -> list[dict]:
     return chosen
 
 
+def spelled_out(code: str) -> str:
+    """A `struct` code without counts: 3P2i is PPPii."""
+    return "".join(kind * int(count or 1) for count, kind in re.findall(r"(\d*)(\w)", code))
+
+
+def parameter_kinds(kernel: str) -> str:
+    """The `struct` codes of a kernel's parameters, from its declaration in scan.cu."""
+    declaration = re.search(rf"\b{kernel}\(([^)]*)\)", nvrtc._SOURCE.read_text())
+    kinds = {"*": "P", "i64": "q", "int": "i"}
+    return "".join(
+        next(code for kind, code in kinds.items() if kind in parameter)
+        for parameter in declaration[1].split(",")
+    )
+
+
 def launches(row: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
     """The kernels that a pass asks for, and what each is compiled with; none of them runs."""
     asked: dict[str, tuple] = {}
 
-    def launch(name, defines, *_):
+    def launch(name, defines, *rest):
+        code, arguments = spelled_out(rest[2]), rest[3:]
+        assert code == parameter_kinds(name)
+        pointers = [x is None or isinstance(x, torch.Tensor) for x in arguments]
+        assert pointers == [kind == "P" for kind in code]
         asked[name] = defines
 
     monkeypatch.setattr(nvrtc, "launch", launch)

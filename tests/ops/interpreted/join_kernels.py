@@ -18,9 +18,10 @@ from kernel_cases import (
     norm_arguments,
     pool_arguments,
 )
-from ops.helpers import LAYOUTS
+from ops.helpers import GRADIENT_TOLERANCE, LAYOUTS, in_float64, random, relative_error
 
 from localmamba.ops import cuda as kernels
+from localmamba.ops import reference_backend
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -70,6 +71,18 @@ def test_pooling(tokens, channels, gated):
 def test_pooling_of_hostile_memory(layout, dtype):
     arguments = pool_arguments(15, 6, True, dtype, layout=layout)
     check_kernels(kernels, "pool", *arguments, dtype)
+
+
+def test_pooling_adds_its_gradient_onto_another():
+    gradient, tensors, rest = pool_arguments(15, 6, True, torch.float32)
+    onto = random(2, 3, 15, 6, seed=8)
+    results = kernels.pool_backward(gradient, *tensors.values(), *rest, onto)
+    doubles = in_float64(tensors)
+    truths = reference_backend.pool_backward(
+        gradient.double(), *doubles.values(), *rest, onto.double()
+    )
+    for name, x, truth in zip(tensors, results, truths, strict=True):
+        assert relative_error(x, truth) < GRADIENT_TOLERANCE[torch.float32], name
 
 
 @subsets(MERGE_OPTIONS)

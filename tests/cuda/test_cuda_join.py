@@ -1,0 +1,115 @@
+"""Convolution, pooling, merging and the residual norm on a GPU against the float64 reference."""
+
+import pytest
+import torch
+from kernel_cases import (
+    DTYPES,
+    MERGE_OPTIONS,
+    NORM_OPTIONS,
+    check_kernels,
+    check_norm,
+    conv_arguments,
+    merge_arguments,
+    norm_arguments,
+    pool_arguments,
+)
+from ops.helpers import GRADIENT_TOLERANCE, LAYOUTS, in_float64, random, relative_error
+
+pytest.importorskip("triton")
+
+from localmamba.ops import cuda as kernels
+from localmamba.ops import reference_backend
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+each_size = pytest.mark.parametrize(
+    ("tokens", "channels"), [(1, 5), (49, 96), (197, 384), (70, 1536), (9, 3072)]
+)
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    ("grid", "channels", "taps"), [((1, 1), 5, 4), ((3, 5), 40, 3), ((14, 15), 384, 4)], ids=str
+)
+def test_convolution(grid, channels, taps, dtype):
+    arguments = conv_arguments(("h", "v_flip", "w7"), grid, channels, taps, dtype, "cuda")
+    check_kernels(kernels, "conv", *arguments, dtype)
+
+
+@each_layout
+def test_convolution_of_hostile_memory(layout):
+    arguments = conv_arguments(
+        ("v_flip", "w2"), (9, 11), 40, 4, torch.bfloat16, "cuda", layout=layout
+    )
+    check_kernels(kernels, "conv", *arguments, torch.bfloat16)
+
+
+@each_dtype
+@each_size
+@pytest.mark.parametrize("gated", [False, True])
+def test_pooling(tokens, channels, gated, dtype):
+    arguments = pool_arguments(tokens, channels, gated, dtype, "cuda")
+    check_kernels(kernels, "pool", *arguments, dtype)
+
+
+@each_layout
+def test_pooling_of_hostile_memory(layout):
+    arguments = pool_arguments(49, 96, True, torch.bfloat16, "cuda", layout=layout)
+    check_kernels(kernels, "pool", *arguments, torch.bfloat16)
+
+
+def test_pooling_adds_its_gradient_onto_another():
+    gradient, tensors, rest = pool_arguments(49, 96, True, torch.bfloat16, "cuda")
+    onto = random(2, 3, 49, 96, seed=8, dtype=torch.bfloat16).cuda()
+    results = kernels.pool_backward(gradient, *tensors.values(), *rest, onto)
+    doubles = in_float64(tensors)
+    truths = reference_backend.pool_backward(
+        gradient.double(), *doubles.values(), *rest, onto.double()
+    )
+    for name, x, truth in zip(tensors, results, truths, strict=True):
+        assert relative_error(x, truth) < GRADIENT_TOLERANCE[torch.bfloat16], name
+
+
+@each_dtype
+@each_size
+@pytest.mark.parametrize(
+    "options",
+    [(), ("channel", "z"), ("channel", "z", "norm"), MERGE_OPTIONS],
+    ids=lambda chosen: "+".join(chosen),
+)
+def test_merging(tokens, channels, options, dtype):
+    arguments = merge_arguments(tokens, channels, options, dtype, "cuda")
+    check_kernels(kernels, "merge", *arguments, dtype)
+
+
+@each_layout
+def test_merging_of_hostile_memory(layout):
+    arguments = merge_arguments(
+        49, 96, MERGE_OPTIONS, torch.bfloat16, "cuda", layout=layout, gradient_layout=layout
+    )
+    check_kernels(kernels, "merge", *arguments, torch.bfloat16)
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, 1, 6), NORM_OPTIONS),
+        ((3, 197, 192), ("residual", "rotary", "stream")),
+        ((3, 197, 384), ("rotary",)),
+        ((2, 7, 9, 96), ("residual", "bias", "stream")),
+        ((2, 70, 1536), ("bias",)),
+        ((40, 196, 192), ("residual",)),
+    ],
+    ids=str,
+)
+def test_residual_norm(shape, options, dtype):
+    check_norm(kernels, norm_arguments(shape, options, dtype, "cuda"), dtype)
+
+
+@each_layout
+def test_residual_norm_of_hostile_memory(layout):
+    tensors = norm_arguments((2, 49, 96), NORM_OPTIONS, torch.bfloat16, "cuda", layout=layout)
+    check_norm(kernels, tensors, torch.bfloat16)

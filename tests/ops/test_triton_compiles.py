@@ -1,0 +1,111 @@
+"""The Triton kernels compile for a GPU, on machines without one too; nothing runs.
+
+What they compute is tested in the interpreter, which lets pass what the compiler refuses.
+"""
+
+from itertools import chain, combinations
+from types import SimpleNamespace
+
+import pytest
+import torch
+from kernel_cases import (
+    DTYPES,
+    MERGE_OPTIONS,
+    NORM_OPTIONS,
+    SMALL_SCANS,
+    ScanCase,
+    conv_arguments,
+    merge_arguments,
+    norm_arguments,
+    pool_arguments,
+    run_kernels,
+    run_norm,
+    scan_arguments,
+    scan_gradient,
+)
+from ops.helpers import random
+
+pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from localmamba.ops import cuda as kernels
+from localmamba.ops.cuda import triton_scan_backward, triton_scan_forward
+
+SCAN = SimpleNamespace(
+    scan_forward=triton_scan_forward.scan_forward, scan_backward=triton_scan_backward.scan_backward
+)
+NO_DEVICE = -1
+"""The number of no device: what is compiled here is found by no launch."""
+
+SEEN = ("padding", "no index", "1 state", "33 channels", "64 states", "one channel", "nothing")
+SCANS = [
+    *(case for case in SMALL_SCANS if case.name.endswith(SEEN) or case.name.startswith(SEEN)),
+    ScanCase("few long sequences", ("w2", "v_flip"), (8, 9), 32, 16),
+]
+
+
+@pytest.fixture(autouse=True)
+def compile_only(monkeypatch):
+    """Launching a kernel compiles it, for an H100 that need not be there."""
+    pretended = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: NO_DEVICE,
+        get_current_stream=lambda device: device,
+    )
+    run = JITFunction.run
+
+    def compile_kernel(self, *args, **kwargs):
+        return run(self, *args, **{**kwargs, "warmup": True})
+
+    monkeypatch.setattr(driver, "_active", pretended)
+    monkeypatch.setattr(JITFunction, "run", compile_kernel)
+
+
+def subsets(options):
+    found = chain.from_iterable(combinations(options, n) for n in range(len(options) + 1))
+    return pytest.mark.parametrize("options", list(found), ids=lambda chosen: "+".join(chosen))
+
+
+@pytest.mark.parametrize("case", SCANS, ids=str)
+def test_scan(case):
+    dtype = DTYPES[len(case.name) % 3]
+    tensors, rest = scan_arguments(case, dtype)
+    run_kernels(SCAN, "scan", scan_gradient(case, dtype), tensors, rest)
+
+
+@pytest.mark.parametrize(("channels", "taps"), [(1, 4), (40, 3), (384, 4)])
+def test_convolution(channels, taps):
+    arguments = conv_arguments(("h", "w2"), (3, 5), channels, taps, torch.bfloat16)
+    run_kernels(kernels, "conv", *arguments)
+
+
+@pytest.mark.parametrize("channels", [1, 96, 3072])
+@pytest.mark.parametrize("gated", [False, True])
+def test_pooling(gated, channels):
+    gradient, tensors, rest = pool_arguments(15, channels, gated, torch.bfloat16)
+    run_kernels(kernels, "pool", gradient, tensors, rest)
+    kernels.pool_backward(gradient, *tensors.values(), *rest, random(2, 3, 15, channels))
+
+
+@subsets(MERGE_OPTIONS)
+def test_merging(options):
+    run_kernels(kernels, "merge", *merge_arguments(15, 96, options, torch.bfloat16))
+
+
+@pytest.mark.parametrize("channels", [1, 3072])
+def test_merging_of_other_sizes(channels):
+    run_kernels(kernels, "merge", *merge_arguments(15, channels, MERGE_OPTIONS, torch.float16))
+
+
+@subsets(NORM_OPTIONS)
+def test_residual_norm(options):
+    run_norm(kernels, norm_arguments((2, 15, 96), options, torch.bfloat16), torch.bfloat16)
+
+
+@pytest.mark.parametrize("channels", [2, 1536])
+def test_residual_norm_of_other_sizes(channels):
+    tensors = norm_arguments((2, 15, channels), NORM_OPTIONS, torch.float32)
+    run_norm(kernels, tensors, torch.float32)
