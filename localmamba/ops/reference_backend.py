@@ -175,7 +175,9 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
 
 def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):
     normed, stream = residual_norm_reference(hidden, residual, weight, bias, cos, sin, eps, dtype)
-    return normed, stream.clone() if stream is hidden else stream
+    if stream is hidden:
+        stream = stream.clone(memory_format=torch.contiguous_format)
+    return normed.contiguous(), stream.contiguous()
 
 
 def norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype):
