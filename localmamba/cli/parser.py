@@ -20,7 +20,7 @@ from typing import Any, Literal
 import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from localmamba.recipes import default_recipe, find_recipe, list_recipes
+from localmamba.recipes import default_recipe, find_recipe, list_recipes, load_recipe
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -46,9 +46,7 @@ def parse(command: str, function: Callable[..., Any], argv: Sequence[str]) -> di
     """
     parser = make_parser(command, function)
     argv = [re.sub(r"^--[\w-]+", lambda flag: "--" + _dashed(flag[0]), word) for word in argv]
-    recipe = default_recipe(command, data) if (data := _peek_data(argv)) else None
-    if recipe is not None:
-        parser.default_config_files = [str(recipe)]
+    parser.set_defaults(_recipe_defaults(command, argv))
     try:
         given = parser.parse_args(argv)
     except ArgumentError as error:
@@ -58,7 +56,8 @@ def parse(command: str, function: Callable[..., Any], argv: Sequence[str]) -> di
         kind = parameter.annotation
         if _is_group(kind):
             fields = dataclasses.fields(kind)
-            arguments[name] = kind(**{field.name: given[field.name] for field in fields})
+            values = {field.name: given[field.name] for field in fields}
+            arguments[name] = kind(**{key: _as_tuple(value) for key, value in values.items()})
         else:
             arguments[name] = given[name]
     return arguments
@@ -159,11 +158,22 @@ def _argument_texts(function: Callable[..., Any]) -> dict[str, str]:
     return {entry.arg_name: entry.description or "" for entry in found}
 
 
-def _peek_data(argv: Sequence[str]) -> str | None:
-    """The value of --data, which decides on the recipe that all else is parsed over."""
+def _recipe_defaults(command: str, argv: Sequence[str]) -> dict[str, Any]:
+    """What the recipe that belongs to --data says; arguments of its model are for that model."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--data")
-    return peek.parse_known_args(list(argv))[0].data
+    peek.add_argument("--model")
+    given = peek.parse_known_args(list(argv))[0]
+    name = default_recipe(command, given.data) if given.data else None
+    settings = load_recipe(command, name) if name else {}
+    if given.model and given.model != settings.get("model"):
+        settings.pop("model_args", None)
+    return settings
+
+
+def _as_tuple(value: Any) -> Any:
+    """YAML knows no tuples, and no setting is a list."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _dashed(flag: str) -> str:

@@ -29,11 +29,11 @@ def find_recipe(command: str, name: str) -> Path:
     raise ValueError(f"config {name!r} is neither a file nor a recipe of {command}: {known}")
 
 
-def default_recipe(command: str, data: str) -> Path | None:
+def default_recipe(command: str, data: str) -> str | None:
     """The recipe that a command starts from with this data, if it has recipes."""
     names = list_recipes(command)
     name = data if data in names else "folder"
-    return ROOT / command / f"{name}.yaml" if name in names else None
+    return name if name in names else None
 
 
 def load_recipe(command: str, name: str) -> dict[str, Any]:

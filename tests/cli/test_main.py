@@ -125,6 +125,14 @@ def test_recipes_configs_and_options_in_this_order(tmp_path):
     assert parse("train", train, ["--data", "x"])["training"].epochs == 100  # recipe `folder`
 
 
+def test_arguments_of_a_recipes_model_are_for_that_model():
+    from localmamba.cli.train import train
+
+    words = ["--data", "fashion-mnist"]
+    assert parse("train", train, words)["model_args"]["patch_size"] == 2
+    assert parse("train", train, [*words, "--model", "deit_tiny_patch16_224"])["model_args"] is None
+
+
 def raising(monkeypatch, error: BaseException) -> None:
     def fail(*_):
         raise error

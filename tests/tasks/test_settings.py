@@ -136,8 +136,8 @@ def _lists(config: dict) -> dict:
 
 
 def test_which_recipe_belongs_to_which_data(tmp_path):
-    assert default_recipe("train", "digits").name == "digits.yaml"
-    assert default_recipe("train", "some/where").name == "folder.yaml"
+    assert default_recipe("train", "digits") == "digits"
+    assert default_recipe("train", "some/where") == "folder"
     assert default_recipe("evaluate", "digits") is None
     own = tmp_path / "own.yaml"
     own.write_text("epochs: 1")
