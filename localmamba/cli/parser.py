@@ -12,6 +12,7 @@ Each argument of the function is an option of its name, with the text of the doc
 import argparse
 import dataclasses
 import inspect
+import itertools
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,7 @@ def parse(command: str, function: Callable[..., Any], argv: Sequence[str]) -> di
     """
     parser = make_parser(command, function)
     argv = [re.sub(r"^--[\w-]+", lambda flag: "--" + _dashed(flag[0]), word) for word in argv]
+    argv = _join_lists(argv, function)
     parser.set_defaults(_recipe_defaults(command, argv))
     try:
         given = parser.parse_args(argv)
@@ -174,6 +176,22 @@ def _recipe_defaults(command: str, argv: Sequence[str]) -> dict[str, Any]:
 def _as_tuple(value: Any) -> Any:
     """YAML knows no tuples, and no setting is a list."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _join_lists(argv: Sequence[str], function: Callable[..., Any]) -> list[str]:
+    """`--candidates h v w2` as `--candidates [h,v,w2]`, for options that are lists of words."""
+    parameters = inspect.signature(function, eval_str=True).parameters
+    flags = {f"--{name}" for name, p in parameters.items() if p.annotation == list[str] | None}
+    joined: list[str] = []
+    words = list(argv)
+    while words:
+        joined.append(word := words.pop(0))
+        if word in flags:
+            values = list(itertools.takewhile(lambda value: not value.startswith("--"), words))
+            del words[: len(values)]
+            text = ",".join(values)
+            joined.append(text if text.startswith("[") else f"[{text}]")
+    return joined
 
 
 def _dashed(flag: str) -> str:
