@@ -37,7 +37,7 @@ class BinaryGates(AlternatingStrategy):
         self.paths.set(branches, [gates.to(alpha.device) for alpha in self.alphas])
 
     def start_choice_pass(self, progress: float) -> list[Tensor]:
-        if progress < self.settings.warmup or self.settings.keep == len(self.candidates):
+        if progress < self.settings.choice_warmup or self.settings.keep == len(self.candidates):
             return []
         table = self.alpha_table()
         keep = self.settings.keep

@@ -18,6 +18,7 @@ class PartialChannels(AlternatingStrategy):
     """
 
     name = "partial_channels"
+    reusable = False  # the directions' parameters are those of fewer channels
     betas = (0.5, 0.999)
     weight_decay = 1e-3
 
@@ -27,9 +28,11 @@ class PartialChannels(AlternatingStrategy):
             mixer.narrow(settings.partial)
 
     def start_choice_pass(self, progress: float) -> list[Tensor]:
-        if progress < self.settings.warmup:
+        if progress < self.settings.choice_warmup:
             return []
-        return list(self.alphas)
+        return [alpha.requires_grad_() for alpha in self.alphas]
 
     def finish_choice_pass(self, gradients: Sequence[Tensor]) -> None:
+        for alpha in self.alphas:
+            alpha.requires_grad_(False)
         self.step(gradients)

@@ -5,8 +5,8 @@ from torch import nn
 
 from ..layers import DirectionalMixer
 
-_ALLOWED = ("head", "branches", "attn")
-"""Parts that may differ: the classes, and what partial channels made narrower."""
+_ALLOWED = ("head",)
+"""The part that may differ: the classes."""
 
 
 @torch.no_grad()
@@ -21,8 +21,8 @@ def start_from_supernet(model: nn.Module, supernet: nn.Module) -> list[str]:
         supernet: A trained supernet of the same width and depth.
 
     Returns:
-        The names of the parameters that keep their own initial values: of the head if the classes
-        differ, of the directions if only a part of the supernet's channels passed them.
+        The names of the parameters that keep their own initial values: of the head, if the classes
+        differ.
 
     Raises:
         ValueError: If the two do not fit.

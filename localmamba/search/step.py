@@ -25,7 +25,7 @@ def search_step(
     Args:
         strategy: Of the supernet that `loss_of` calls.
         loss_of: The loss of a batch.
-        optimizer: Of `strategy.weight_parameters`.
+        optimizer: Of the model's parameters that require a gradient.
         batch: Training images and what goes with them.
         held_out: The same from held-out images; None if the strategy needs none.
         progress: Share of the training that is done.

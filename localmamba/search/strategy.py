@@ -17,10 +17,11 @@ class SearchSettings:
 
     Attributes:
         keep: Directions of a layer that the final model has.
-        holdout: Share of the training images that only the choice learns from, where a strategy
-            keeps some apart.
+        choice_share: Share of the training images that only the choice learns from, where a
+            strategy keeps some apart.
         choice_lr: Learning rate of alpha where it has an optimiser of its own.
-        warmup: Share of the training in which only the weights learn, where a strategy begins so.
+        choice_warmup: Share of the training in which only the weights learn, where a strategy
+            begins so.
         partial: One in so many inner channels passes the directions, for `partial_channels`.
         population: Choices of a generation, for `single_path`.
         generations: For `single_path`.
@@ -28,20 +29,22 @@ class SearchSettings:
     """
 
     keep: int = 4
-    holdout: float = 0.2
+    choice_share: float = 0.2
     choice_lr: float = 6e-3
-    warmup: float = 0.3
+    choice_warmup: float = 0.3
     partial: int = 4
     population: int = 50
     generations: int = 20
     judge_images: int = 2048
 
     def __post_init__(self) -> None:
-        for name in ("holdout", "choice_lr"):
+        for name in ("choice_share", "choice_lr"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must be at least 0 and below 1, got {self.warmup}")
+        if not 0 <= self.choice_warmup < 1:
+            raise ValueError(
+                f"choice_warmup must be at least 0 and below 1, got {self.choice_warmup}"
+            )
         for name in ("keep", "partial", "population", "generations", "judge_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -74,6 +77,9 @@ class Strategy:
     uses_holdout: ClassVar[bool] = False
     """Whether it keeps some training images from the weights, to judge directions by."""
 
+    reusable: ClassVar[bool] = True
+    """Whether a final model can start from the weights of its supernet."""
+
     def __init__(self, model: nn.Module, settings: SearchSettings, seed: int):
         self.mixers = find_mixers(model)
         self.candidates = check_keep(self.mixers[0].directions, settings.keep)
@@ -90,10 +96,6 @@ class Strategy:
     def alpha_table(self) -> Tensor:
         """The logits of all layers on the CPU, float32 [layers, C], without gradient."""
         return torch.stack([alpha.detach().float() for alpha in self.alphas]).cpu()
-
-    def weight_parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        """What the optimiser of the weights trains; alpha too where it has none of its own."""
-        return [p for p in model.parameters() if p.requires_grad]
 
     def start_weight_pass(self) -> None:
         """Sets the branches that the next training batch runs."""
@@ -164,13 +166,11 @@ class AlternatingStrategy(Strategy):
 
     def __init__(self, model: nn.Module, settings: SearchSettings, seed: int):
         super().__init__(model, settings, seed)
+        for alpha in self.alphas:
+            alpha.requires_grad_(False)  # not the weights' optimiser's
         self.optimizer = torch.optim.Adam(
             self.alphas, settings.choice_lr, betas=self.betas, weight_decay=self.weight_decay
         )
-
-    def weight_parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        own = set(map(id, self.alphas))
-        return [p for p in super().weight_parameters(model) if id(p) not in own]
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Moves alpha along its gradients, one for each layer."""

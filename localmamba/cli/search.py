@@ -1,0 +1,105 @@
+"""`localmamba search`: the scan directions of every layer, from a data set to a run folder."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from localmamba.data import Augmentation, ImageSettings
+from localmamba.ops import CANDIDATES
+from localmamba.search import SearchSettings
+from localmamba.tasks.settings import Hardware, TrainingSettings
+
+
+def search(
+    data: str,
+    model: str,
+    images: ImageSettings,
+    augmentation: Augmentation,
+    training: TrainingSettings,
+    settings: SearchSettings,
+    hardware: Hardware,
+    candidates: list[str] | None = None,
+    strategy: Literal["softmax", "single_path", "binary_gates", "partial_channels"] = "softmax",
+    model_args: dict[str, Any] | None = None,
+    at_once: int = 0,
+    checkpointing: bool = False,
+    seed: int = 0,
+    output: Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> None:
+    """Searches the scan directions of every layer.
+
+    Leaves a folder with directions.json (for train --directions; there from the first epoch on),
+    probabilities.csv (of every layer after each epoch), supernet.safetensors (for train
+    --start_from), metrics.csv, metrics.json, config.yaml and two figures.
+
+    Settings that are not given come from the recipe that belongs to the data.
+
+    Args:
+        data: digits, fashion-mnist, or a folder of images: train/ and val/ (or test/) with a folder
+            for each class in them, or just a folder for each class, which is then split.
+        model: timm's name of a supernet, such as localvim_search, localvmamba_tiny_search or
+            localvim_demo_search.
+        images: See there.
+        augmentation: See there.
+        training: See there.
+        settings: See there.
+        hardware: See there.
+        candidates: Directions to choose from, such as h v w3 w2x7 hilbert_flip; the paper's
+            eight if not given.
+        strategy: How; softmax is the paper's search. The others need less memory: single_path
+            trains a few directions at a time and compares choices on held-out images,
+            binary_gates lets pairs of directions compete, partial_channels searches with a part
+            of the channels.
+        model_args: Further arguments of the model, such as '{embed_dim: 64}'.
+        at_once: With many candidates, so many directions of a layer run at a time and again in the
+            backward pass, which saves memory; 0 for all at once.
+        checkpointing: Whether layers are run again in the backward pass, to save memory.
+        seed: Of everything that is drawn; one seed, one result.
+        output: Folder of the run; runs/search-MODEL-DATA by default, numbered if that is taken.
+        overwrite: Whether the output folder may hold files; those of the same name are replaced.
+        resume: Whether to go on after the last finished epoch of the run in the output folder.
+
+    Examples:
+      localmamba search --data digits --model localvim_demo_search
+      localmamba search --data PHOTOS --model localvim_search --candidates h v w2 w7 w14 snake
+      localmamba search --data PHOTOS --model localvmamba_tiny_search --strategy single_path
+      localmamba search --data IMAGENET --model localvim_search --config imagenet
+      localmamba search --config runs/x/config.yaml --output runs/x --resume
+    """
+    from localmamba.cli.reports import print_paths
+    from localmamba.cli.show import draw_search, print_choice
+    from localmamba.tasks.run_folder import make_run_folder, write_config
+    from localmamba.tasks.search import Search
+    from localmamba.tasks.search_job import SearchJob
+
+    if resume and output is None:
+        raise ValueError("resume needs the run's folder: --output FOLDER")
+    job = SearchJob(
+        data=data,
+        model=model,
+        candidates=tuple(candidates or CANDIDATES),
+        strategy=strategy,
+        model_args=model_args or {},
+        at_once=at_once,
+        checkpointing=checkpointing,
+        seed=seed,
+        search=settings,
+        images=images,
+        augmentation=augmentation,
+        training=training,
+        hardware=hardware,
+    )
+    ready = Search(job)
+    console = Console()
+    folder = make_run_folder(output, f"search-{model}-{Path(data).name}", overwrite or resume)
+    config = write_config(folder, "search", job.config())
+    searched = ready.run(folder, console, resume=resume)
+    figures = draw_search(folder)
+    print_choice(console, searched.choice)
+    names = ("directions.json", "probabilities.csv", "metrics.csv", "metrics.json")
+    supernet = folder / "supernet.safetensors"
+    paths = [config, *(folder / name for name in names), *([supernet] * supernet.is_file())]
+    print_paths(console, [*paths, *figures])
