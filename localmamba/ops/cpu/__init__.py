@@ -1,8 +1,8 @@
 """The CPU kernels, in Numba, behind the interface of `ops.backends`: float32 inside."""
 
-from ..reference_backend import norm_backward, norm_forward
 from .conv import conv_backward, conv_forward
 from .merge import merge_backward, merge_forward
+from .norm import norm_backward, norm_forward
 from .pool import pool_backward, pool_forward
 from .scan import scan_backward, scan_forward
 

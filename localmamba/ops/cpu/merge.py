@@ -98,7 +98,7 @@ def merge_forward_kernel(counter, tasks, scratch, shape, inputs, out):
         for token in range(start, min(shape.tokens, start + shape.block)):
             _weighed_sum(inputs, b, token, shape, weights, value, x)
             if inputs.norm_weight.base:
-                normalise(x, channels, shape.eps)
+                normalise(x, channels, shape.eps, True)
                 multiply(x, norm_weight, ONE, vectors, x)
                 add(norm_weight + size, vectors, x)
             if inputs.z.base:
@@ -120,7 +120,7 @@ def _through_gate_and_norm(b, token, shape, inputs, gradients, task, scratch, we
     if inputs.z.base or inputs.norm_weight.base:
         _weighed_sum(inputs, b, token, shape, weights, value, x)
     if inputs.norm_weight.base:
-        scale = normalise(x, channels, shape.eps)
+        scale = normalise(x, channels, shape.eps, True)
     if inputs.z.base:
         take_row(row(inputs.z, b, 0, token), channels, gates)
         gate(gates, vectors, gates, slopes)
@@ -137,7 +137,7 @@ def _through_gate_and_norm(b, token, shape, inputs, gradients, task, scratch, we
         add_product(g, x, ONE, vectors, parts + shape.directions * size)
         add(g, vectors, parts + (shape.directions + 1) * size)
         multiply(g, norm_weight, ONE, vectors, g)
-        normalise_backward(g, x, channels, scale)
+        normalise_backward(g, x, channels, scale, True)
 
 
 @inline

@@ -65,7 +65,7 @@ def pool_forward_kernel(counter, tasks, scratch, shape, y, z, sums):
                 take_row(row(y, b, k, token), channels, x)
                 if z.base:
                     multiply(x, gates, ONE, vectors, x)
-                normalise(x, channels, shape.eps)
+                normalise(x, channels, shape.eps, True)
                 add(x, vectors, parts + k * size)
         for k in range(shape.directions):
             put_row(parts + k * size, channels, row(sums, task, k, 0))
@@ -73,8 +73,11 @@ def pool_forward_kernel(counter, tasks, scratch, shape, y, z, sums):
 
 
 @kernel
-def pool_backward_kernel(counter, tasks, scratch, shape, y, z, slant, dy, dz):
-    """Writes the gradients of y and z; `slant`: the normalised y's gradient at every token."""
+def pool_backward_kernel(counter, tasks, scratch, shape, y, z, slant, onto, dy, dz):
+    """Writes the gradients of y, added to `onto`, and z.
+
+    `slant` is the gradient of the normalised y, the same at every token.
+    """
     channels, vectors = shape.channels, whole_vectors(shape.channels)
     size = vectors * VECTOR_BYTES
     gates, slopes, value = scratch, scratch + size, scratch + 2 * size
@@ -91,12 +94,15 @@ def pool_backward_kernel(counter, tasks, scratch, shape, y, z, slant, dy, dz):
             for k in range(shape.directions):
                 take_row(row(y, b, k, token), channels, value)
                 multiply(value, gates, ONE, vectors, x)
-                scale = normalise(x, channels, shape.eps)
+                scale = normalise(x, channels, shape.eps, True)
                 take_row(row(slant, b, k, 0), channels, g)
-                normalise_backward(g, x, channels, scale)
+                normalise_backward(g, x, channels, scale, True)
                 if z.base:
                     add_product(g, value, ONE, vectors, dgate)
                     multiply(g, gates, ONE, vectors, g)
+                if onto.base:
+                    take_row(row(onto, b, k, token), channels, x)
+                    add(x, vectors, g)
                 put_row(g, channels, row(dy, b, k, token))
             if z.base:
                 multiply(dgate, slopes, ONE, vectors, dgate)
@@ -128,7 +134,7 @@ def pool_backward(dmeans, y, z, eps, onto=None):
     batch, _, tokens, channels = y.shape
     shape = tokens_of(y, eps)
     slant = (dmeans.float() / tokens).contiguous()
-    values, gates = floats(y), floats(z)
+    values, gates, onto = floats(y), floats(z), floats(onto)
     dy, dz = torch.empty(y.shape), None if z is None else torch.empty(z.shape)
     run(
         pool_backward_kernel,
@@ -139,8 +145,8 @@ def pool_backward(dmeans, y, z, eps, onto=None):
         rows(values),
         rows(gates, "bt"),
         rows(slant, "bk"),
+        rows(onto),
         rows(dy),
         rows(dz, "bt"),
     )
-    dy = dy.to(y.dtype)
-    return dy if onto is None else dy.add_(onto), None if z is None else dz.to(z.dtype)
+    return dy.to(y.dtype), None if z is None else dz.to(z.dtype)

@@ -15,6 +15,7 @@ from .vectors import (
     LANES,
     VECTOR_BYTES,
     load_vector,
+    quarter_turn,
     splat,
     stay_a_function,
     store_vector,
@@ -71,8 +72,8 @@ def _first_lanes(x, lanes):
 
 
 @function
-def normalise(x, channels, eps):
-    """Takes the mean from a row and divides by the standard deviation, in place.
+def normalise(x, channels, eps, centred):
+    """Divides a row by the root of its mean square, in place; `centred`, without its mean first.
 
     The mean is taken off twice: the second time, what rounding left of a large one.
 
@@ -84,14 +85,14 @@ def normalise(x, channels, eps):
     sums, rest, squares = splat(0.0), splat(0.0), splat(0.0)
     for i in range(vectors):
         sums = sums + load_vector(x + i * VECTOR_BYTES)
-    mean = splat(total(sums) * share)
+    mean = splat(total(sums) * share) if centred else splat(0.0)
     for i in range(vectors):
-        centred = load_vector(x + i * VECTOR_BYTES) - mean
+        moved = load_vector(x + i * VECTOR_BYTES) - mean
         if channels < (i + 1) * LANES:
-            centred = _first_lanes(centred, channels - i * LANES)
-        store_vector(x + i * VECTOR_BYTES, centred)
-        rest, squares = rest + centred, squares + centred * centred
-    left = total(rest) * share
+            moved = _first_lanes(moved, channels - i * LANES)
+        store_vector(x + i * VECTOR_BYTES, moved)
+        rest, squares = rest + moved, squares + moved * moved
+    left = total(rest) * share if centred else _ZERO
     variance = total(squares) * share - left * left
     scale = ONE / math.sqrt(max(variance, _ZERO) + numba.float32(eps))
     for i in range(vectors):
@@ -103,7 +104,7 @@ def normalise(x, channels, eps):
 
 
 @function
-def normalise_backward(gradient, x, channels, scale):
+def normalise_backward(gradient, x, channels, scale, centred):
     """The gradient through `normalise`, in place, from its results."""
     stay_a_function()
     vectors, share = (channels + LANES - 1) // LANES, ONE / numba.float32(channels)
@@ -111,13 +112,24 @@ def normalise_backward(gradient, x, channels, scale):
     for i in range(vectors):
         g = load_vector(gradient + i * VECTOR_BYTES)
         sums, products = sums + g, products + g * load_vector(x + i * VECTOR_BYTES)
-    mean, along = total(sums) * share, total(products) * share
+    mean, along = total(sums) * share if centred else _ZERO, total(products) * share
     for i in range(vectors):
         at = i * VECTOR_BYTES
         g = (load_vector(gradient + at) - mean - load_vector(x + at) * along) * scale
         if channels < (i + 1) * LANES:
             g = _first_lanes(g, channels - i * LANES)
         store_vector(gradient + at, g)
+
+
+@function
+def turn(x, cos, sin, sign, vectors):
+    """Turns neighbouring pairs of channels by the angles of the tables; back, if `sign` is -1."""
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
+        value = load_vector(x + at)
+        turned = value * load_vector(cos + at)
+        turned = turned + quarter_turn(value) * load_vector(sin + at) * sign
+        store_vector(x + at, turned)
 
 
 @function

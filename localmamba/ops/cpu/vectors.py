@@ -114,6 +114,19 @@ def with_lane(typing_context, vector, position, value):
 
 
 @intrinsic
+def quarter_turn(typing_context, vector):
+    """Each pair of neighbours (a, b) as (-b, a)."""
+
+    def generate(context, builder, signature, arguments):
+        lanes = ir.Constant(_INTS, [i ^ 1 for i in range(LANES)])
+        swapped = builder.shuffle_vector(arguments[0], arguments[0], lanes)
+        signs = ir.Constant(_FLOATS, [-1.0, 1.0] * (LANES // 2))
+        return builder.fmul(swapped, signs)
+
+    return vector_type(vector_type), generate
+
+
+@intrinsic
 def total(typing_context, vector):
     """The sum of a vector's numbers, in a fixed order."""
 

@@ -1,0 +1,184 @@
+"""Adds tokens to the residual stream, turns the sum and normalises it; and the gradient.
+
+One task is a block of tokens; what it sums over tokens are parts, added afterwards.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from .jit import kernel
+from .row_math import (
+    ONE,
+    add,
+    add_product,
+    fill_row,
+    multiply,
+    normalise,
+    normalise_backward,
+    put_row,
+    take_row,
+    turn,
+)
+from .rows import Rows, floats, row, rows, whole_vectors
+from .threads import run
+from .vectors import LANES, VECTOR_BYTES, draw
+
+_COST = 12
+"""Vector operations for each vector of tokens, backward about twice as many."""
+
+
+class _Tokens(NamedTuple):
+    """Tokens of all images, in blocks of `block`; L of an image, which a rotary table has too."""
+
+    tokens: int
+    block: int
+    length: int
+    channels: int
+    eps: float
+
+
+class _Parameters(NamedTuple):
+    weight: Rows
+    bias: Rows
+    cos: Rows
+    sin: Rows
+
+
+@kernel
+def norm_forward_kernel(
+    counter, tasks, scratch, shape, hidden, residual, parameters, normed, stream
+):
+    """Scratch: x, residual and table, sine, weight, bias."""
+    channels, vectors = shape.channels, whole_vectors(shape.channels)
+    size, p = vectors * VECTOR_BYTES, parameters
+    x, other, sin = scratch, scratch + size, scratch + 2 * size
+    weight, bias = scratch + 3 * size, scratch + 4 * size
+    take_row(p.weight.base, channels, weight)
+    if p.bias.base:
+        take_row(p.bias.base, channels, bias)
+    task = draw(counter)
+    while task < tasks:
+        start = task * shape.block
+        for token in range(start, min(shape.tokens, start + shape.block)):
+            take_row(row(hidden, 0, 0, token), channels, x)
+            if residual.base:
+                take_row(row(residual, 0, 0, token), channels, other)
+                add(other, vectors, x)
+            if p.cos.base:
+                take_row(row(p.cos, 0, 0, token % shape.length), channels, other)
+                take_row(row(p.sin, 0, 0, token % shape.length), channels, sin)
+                turn(x, other, sin, ONE, vectors)
+            put_row(x, channels, row(stream, 0, 0, token))
+            normalise(x, channels, shape.eps, p.bias.base != 0)
+            multiply(x, weight, ONE, vectors, x)
+            if p.bias.base:
+                add(bias, vectors, x)
+            put_row(x, channels, row(normed, 0, 0, token))
+        task = draw(counter)
+
+
+@kernel
+def norm_backward_kernel(
+    counter, tasks, scratch, shape, dnormed, dstream, stream, parameters, dx, copy, sums
+):
+    """Writes the gradient of the sum twice; scratch: g, x, table, weight, and two sums."""
+    channels, vectors = shape.channels, whole_vectors(shape.channels)
+    size, p = vectors * VECTOR_BYTES, parameters
+    g, x, other = scratch, scratch + size, scratch + 2 * size
+    weight, parts = scratch + 3 * size, scratch + 4 * size
+    take_row(p.weight.base, channels, weight)
+    task = draw(counter)
+    while task < tasks:
+        start = task * shape.block
+        fill_row(0.0, 2 * vectors, parts)
+        for token in range(start, min(shape.tokens, start + shape.block)):
+            take_row(row(dnormed, 0, 0, token), channels, g)
+            take_row(row(stream, 0, 0, token), channels, x)
+            scale = normalise(x, channels, shape.eps, p.bias.base != 0)
+            add_product(g, x, ONE, vectors, parts)
+            add(g, vectors, parts + size)
+            multiply(g, weight, ONE, vectors, g)
+            normalise_backward(g, x, channels, scale, p.bias.base != 0)
+            if dstream.base:
+                take_row(row(dstream, 0, 0, token), channels, other)
+                add(other, vectors, g)
+            if p.cos.base:
+                take_row(row(p.cos, 0, 0, token % shape.length), channels, other)
+                take_row(row(p.sin, 0, 0, token % shape.length), channels, x)
+                turn(g, other, x, -ONE, vectors)
+            put_row(g, channels, row(dx, 0, 0, token))
+            put_row(g, channels, row(copy, 0, 0, token))
+        put_row(parts, channels, row(sums, 0, task, 0))
+        put_row(parts + size, channels, row(sums, 0, task, 1))
+        task = draw(counter)
+
+
+def _flat(x):
+    """Tokens of all images as float32 [B * L, C]; None stays."""
+    return None if x is None else floats(x.reshape(-1, x.shape[-1]))
+
+
+def _tokens_of(x, eps: float) -> tuple[_Tokens, int]:
+    """How the tokens of x are shared among tasks, whatever the number of threads; the tasks."""
+    length, channels = x.shape[-2:]
+    tokens = x.shape[:-1].numel()
+    block = max(16, -(-tokens // 256))
+    return _Tokens(tokens, block, length, channels, eps), -(-tokens // block)
+
+
+def _parameters_of(weight, bias, cos, sin) -> tuple[_Parameters, list]:
+    tensors = [floats(weight), floats(bias), _flat(cos), _flat(sin)]
+    axes = ("", "", "t", "t")
+    return _Parameters(*(rows(x, names) for x, names in zip(tensors, axes, strict=True))), tensors
+
+
+def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):
+    """See `ops.backends`."""
+    shape, tasks = _tokens_of(hidden, eps)
+    parameters, _alive = _parameters_of(weight, bias, cos, sin)
+    inputs = [_flat(hidden), _flat(residual)]
+    normed, stream = (torch.empty(shape.tokens, shape.channels) for _ in range(2))
+    vectors = -(-shape.channels // LANES)
+    run(
+        norm_forward_kernel,
+        tasks,
+        shape.tokens * vectors * _COST,
+        5 * vectors * LANES,
+        shape,
+        rows(inputs[0], "t"),
+        rows(inputs[1], "t"),
+        parameters,
+        rows(normed, "t"),
+        rows(stream, "t"),
+    )
+    return normed.to(dtype).view(hidden.shape), stream.view(hidden.shape)
+
+
+def norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype):
+    """See `ops.backends`."""
+    shape, tasks = _tokens_of(stream, eps)
+    parameters, _alive = _parameters_of(weight, bias, cos, sin)
+    inputs = [_flat(dnormed), _flat(dstream), _flat(stream)]
+    dx, copy = (torch.empty(shape.tokens, shape.channels) for _ in range(2))
+    sums = torch.empty(tasks, 2, shape.channels)
+    vectors = -(-shape.channels // LANES)
+    run(
+        norm_backward_kernel,
+        tasks,
+        shape.tokens * vectors * 2 * _COST,
+        6 * vectors * LANES,
+        shape,
+        *(rows(x, "t") for x in inputs),
+        parameters,
+        rows(dx, "t"),
+        rows(copy, "t"),
+        rows(sums, "kt"),
+    )
+    dweight, dbias = sums.sum(0)
+    return (
+        copy.to(hidden_dtype).view(stream.shape),
+        dx.view(stream.shape),
+        dweight.to(weight.dtype),
+        None if bias is None else dbias.to(bias.dtype),
+    )

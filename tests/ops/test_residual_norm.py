@@ -1,0 +1,119 @@
+"""The step of the residual stream: against layers of PyTorch, and on hostile input."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import LAYOUTS, assert_matches_reference, in_float64, random, relative_error
+from torch import Tensor
+
+from localmamba.ops import residual_norm
+from localmamba.ops.reference import residual_norm_reference
+
+COMBINATIONS = [
+    " ".join(itertools.compress(("residual", "rotary", "centred"), chosen)) or "norm alone"
+    for chosen in itertools.product((0, 1), repeat=3)
+]
+
+
+def norm_inputs(
+    present: str = "residual rotary centred",
+    shape: tuple[int, ...] = (2, 21, 20),
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor | None]:
+    *_, length, channels = shape
+    angles = random(1, length, channels // 2, seed=5).repeat_interleave(2, dim=-1)
+    return {
+        "hidden": random(*shape, seed=1, dtype=dtype) + 1,
+        "residual": random(*shape, seed=2) if "residual" in present else None,
+        "weight": random(channels, seed=3),
+        "bias": random(channels, seed=4) if "centred" in present else None,
+        "cos": angles.cos() if "rotary" in present else None,
+        "sin": angles.sin() if "rotary" in present else None,
+    }
+
+
+def assert_matches(inputs: dict[str, Tensor | None], dtype: torch.dtype = torch.float32) -> None:
+    """Both results and every gradient; the rotary tables have none."""
+    tables = {name: inputs[name] for name in ("cos", "sin")}
+    learned = {name: x for name, x in inputs.items() if name not in tables}
+
+    def both(op):
+        return lambda **x: torch.cat([result.float() for result in op(**x, **tables)])
+
+    def both_in_float64(**x):
+        return torch.cat(residual_norm_reference(**x, **tables))
+
+    assert_matches_reference(both(residual_norm), both_in_float64, learned, dtype)
+
+
+def test_reference_is_add_turn_and_norm() -> None:
+    inputs = in_float64(norm_inputs())
+    angles = torch.atan2(inputs["sin"], inputs["cos"])[..., ::2]
+    pairs = torch.view_as_complex((inputs["hidden"] + inputs["residual"]).unflatten(-1, (-1, 2)))
+    expected = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+    norm = torch.nn.LayerNorm(20, dtype=torch.float64)
+    norm.weight.data, norm.bias.data = inputs["weight"], inputs["bias"]
+    normed, stream = residual_norm_reference(**inputs)
+    assert relative_error(stream, expected) < 1e-7, "the tables are float32"
+    assert relative_error(normed, norm(stream)) < 1e-14
+
+
+@pytest.mark.parametrize("present", COMBINATIONS)
+@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 21, 20), (3, 4, 5, 48), (1, 300, 34)], ids=str)
+def test_matches_reference(shape: tuple[int, ...], present: str) -> None:
+    assert_matches(norm_inputs(present, shape))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_memory_layout(layout: str) -> None:
+    inputs = norm_inputs()
+    assert_matches({name: LAYOUTS[layout](x) for name, x in inputs.items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(dtype: torch.dtype) -> None:
+    inputs = norm_inputs(dtype=dtype)
+    normed, stream = residual_norm(**inputs)
+    assert normed.dtype == stream.dtype == torch.float32, "the stream keeps its precision"
+    assert_matches(inputs, dtype)
+
+
+@pytest.mark.parametrize("present", COMBINATIONS)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_writes_every_cell(present: str) -> None:
+    assert_matches(norm_inputs(present, (2, 40, 22)))
+
+
+def test_one_result_alone_has_gradients_too() -> None:
+    for used in (0, 1):
+        inputs = norm_inputs()
+        hidden = inputs["hidden"].requires_grad_()
+        residual_norm(**inputs)[used].square().sum().backward()
+        truth = in_float64(inputs)
+        expected = truth["hidden"].requires_grad_()
+        residual_norm_reference(**truth)[used].square().sum().backward()
+        assert relative_error(hidden.grad, expected.grad) < 1e-6
+
+
+def test_empty_batch() -> None:
+    inputs = norm_inputs(shape=(0, 3, 4))
+    weight = inputs["weight"].requires_grad_()
+    residual_norm(**inputs)[0].sum().backward()
+    assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("present", [COMBINATIONS[0], COMBINATIONS[-1]])
+def test_operator_contract(present: str, dtype: torch.dtype) -> None:
+    inputs = norm_inputs(present, (2, 3, 4), dtype)
+    *learned, cos, sin = inputs.values()
+    tensors = [x if x is None else x.to(dtype).requires_grad_() for x in learned]
+    arguments = (*tensors, cos, sin, 1e-5, dtype)
+    torch.library.opcheck(torch.ops.localmamba.residual_norm, arguments)
+
+
+def test_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        normed, stream = residual_norm(**norm_inputs())
+    assert (normed.dtype, stream.dtype) == (torch.bfloat16, torch.float32)
