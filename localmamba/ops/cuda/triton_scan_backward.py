@@ -18,11 +18,10 @@ from .common import (
     sequence_strides,
     sigmoid,
     softplus,
-    step_size,
     store,
     unit_stride,
 )
-from .triton_scan_forward import combine_segments
+from .triton_segments import segment_carries
 
 GROUP = 4
 """Steps whose states are held in registers at once."""
@@ -235,78 +234,6 @@ def scan_backward_kernel(
         tl.store(dbias + i_out * channels + o_d, b_dbias, mask=m_d)
 
 
-@triton.jit
-def segment_carry_kernel(
-    dy, dt, A, C, z, dt_bias, index, ends, sums,
-    dy_b, dy_k, dy_t, dt_b, dt_k, dt_t, C_b, C_k, C_t, z_b, z_t,
-    K, steps, channels, n_states, segment_steps, segments,
-    GRID_ORDER: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """What a segment passes back to the one before it when nothing reaches it from behind."""
-    i_d, i_bk, i_s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    i_b, i_k = (i_bk // K).to(tl.int64), (i_bk % K).to(tl.int64)
-    o_d = i_d * BD + tl.arange(0, BD)
-    o_n = tl.arange(0, BN)
-    m_d = o_d < channels
-    m_n = o_n < n_states
-    m_dn = m_d[None, :] & m_n[:, None]
-    o_state = o_n[:, None] * channels + o_d[None, :]
-    b_A = tl.load(A + i_k * n_states * channels + o_state, mask=m_dn, other=0.0).to(tl.float32)
-    b_A *= LOG2E
-    b_bias = tl.zeros([BD], tl.float32)
-    if HAS_BIAS:
-        b_bias = tl.load(dt_bias + i_k * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
-    p_dt = dt + i_b * dt_b + i_k * dt_k + o_d
-    p_C = C + i_b * C_b + i_k * C_k + o_n
-    p_dy = dy + i_b * dy_b + i_k * dy_k + o_d
-    b_carry = tl.zeros([BN, BD], tl.float32)
-    b_sum = tl.zeros([BD], tl.float32)
-    first, last = i_s * segment_steps, tl.minimum((i_s + 1) * segment_steps, steps)
-    for i_back in range(first, last):
-        i_t = last - 1 - (i_back - first)
-        token = i_t
-        if HAS_INDEX:
-            token = tl.load(index + i_k * steps + i_t)
-        row = i_t
-        m_row, m_state = m_d, m_n
-        if GRID_ORDER:
-            row = token
-            m_row, m_state = tl.where(token >= 0, m_d, False), tl.where(token >= 0, m_n, False)
-        m_token = tl.where(token >= 0, m_d, False)
-        b_dt = tl.load(p_dt + row * dt_t, mask=m_row, other=0.0).to(tl.float32)
-        b_C = tl.load(p_C + row * C_t, mask=m_state, other=0.0).to(tl.float32)
-        b_dy = tl.load(p_dy + token * dy_t, mask=m_token, other=0.0).to(tl.float32)
-        if HAS_Z:
-            b_z = tl.load(z + i_b * z_b + token * z_t + o_d, mask=m_token, other=0.0)
-            b_dy *= b_z.to(tl.float32) * sigmoid(b_z.to(tl.float32))
-        b_delta = step_size(b_dt, b_bias, SOFTPLUS)
-        b_carry = tl.exp2(b_delta[None, :] * b_A) * (b_carry + b_C[:, None] * b_dy[None, :])
-        b_sum += b_delta
-    i_out = i_bk.to(tl.int64) * segments + i_s
-    tl.store(ends + i_out * n_states * channels + o_state, b_carry, mask=m_dn)
-    tl.store(sums + i_out * channels + o_d, b_sum, mask=m_d)
-
-
-def _segment_carries(dy, dt, A, C, z, dt_bias, index, softplus, launch, steps, grid_order):
-    """What enters each segment from the one behind it, float32 [B, K, S, N, D]."""
-    batch, (directions, states, channels) = dy.shape[0], A.shape
-    shape = (batch, directions, launch.segments)
-    ends = torch.empty((*shape, states, channels), dtype=torch.float32, device=dy.device)
-    sums = torch.empty((*shape, channels), dtype=torch.float32, device=dy.device)
-    grid = (triton.cdiv(channels, launch.channels), batch * directions, launch.segments)
-    segment_carry_kernel[grid](
-        dy, dt, A, C, z, dt_bias, index, ends, sums,
-        *sequence_strides(dy), *sequence_strides(dt), *sequence_strides(C),
-        *((0, 0) if z is None else z.stride()[:2]),
-        directions, steps, channels, states, launch.segment_chunks * CHUNK, launch.segments,
-        GRID_ORDER=grid_order, HAS_INDEX=index is not None, HAS_Z=z is not None,
-        HAS_BIAS=dt_bias is not None, SOFTPLUS=softplus, BD=launch.channels, BN=launch.states,
-        num_warps=launch.warps,
-    )  # fmt: skip
-    return combine_segments(A, ends, sums, launch, reverse=True)
-
-
 def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states):
     inputs = (u, dt, A, B, C, D, z, dt_bias)
     dy, u, dt, B, C = (unit_stride(x) for x in (dy, u, dt, B, C))
@@ -338,7 +265,7 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, st
         with device_of(u):
             carries = None
             if launch.segments > 1:
-                carries = _segment_carries(
+                carries = segment_carries(
                     dy, dt, A, C, z, dt_bias, index, softplus, launch, steps, u.dim() == 3
                 )
             scan_backward_kernel[(blocks, batch * directions, launch.segments)](

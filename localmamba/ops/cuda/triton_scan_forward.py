@@ -7,12 +7,10 @@ as a tile [N, channels]. Inputs are read at, and outputs written to, the token t
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..backends import CHUNK
 from .common import (
     LOG2E,
-    Launch,
     device_of,
     scan_launch,
     sequence_strides,
@@ -21,6 +19,7 @@ from .common import (
     store,
     unit_stride,
 )
+from .triton_segments import segment_starts
 
 
 @triton.jit
@@ -100,109 +99,6 @@ def scan_forward_kernel(
                 b_z = tl.load(p_z, mask=m_y, other=0.0).to(tl.float32)
                 b_y *= b_z * sigmoid(b_z)
             store(p_y + token * channels, b_y, m_y)
-
-
-@triton.jit
-def segment_end_kernel(
-    u, dt, A, B, dt_bias, index, ends, sums,
-    u_b, u_k, u_t, dt_b, dt_k, dt_t, B_b, B_k, B_t,
-    K, steps, channels, n_states, segment_steps, segments,
-    GRID_ORDER: tl.constexpr, PADDED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """The state that a segment reaches from zero, and the sum of its step sizes."""
-    i_d, i_bk, i_s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    i_b, i_k = (i_bk // K).to(tl.int64), (i_bk % K).to(tl.int64)
-    o_d = i_d * BD + tl.arange(0, BD)
-    o_n = tl.arange(0, BN)
-    m_d = o_d < channels
-    m_n = o_n < n_states
-    m_dn = m_d[None, :] & m_n[:, None]
-    o_state = o_n[:, None] * channels + o_d[None, :]
-    b_A = tl.load(A + i_k * n_states * channels + o_state, mask=m_dn, other=0.0).to(tl.float32)
-    b_A *= LOG2E
-    b_bias = tl.zeros([BD], tl.float32)
-    if HAS_BIAS:
-        b_bias = tl.load(dt_bias + i_k * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
-    p_u = u + i_b * u_b + i_k * u_k + o_d
-    p_dt = dt + i_b * dt_b + i_k * dt_k + o_d
-    p_B = B + i_b * B_b + i_k * B_k + o_n
-    b_h = tl.zeros([BN, BD], tl.float32)
-    b_sum = tl.zeros([BD], tl.float32)
-    for i_t in range(i_s * segment_steps, tl.minimum((i_s + 1) * segment_steps, steps)):
-        source = i_t
-        m_u, m_bc = m_d, m_n
-        if GRID_ORDER:
-            source = tl.load(index + i_k * steps + i_t)
-            if PADDED:
-                m_u = tl.where(source >= 0, m_d, False)
-                m_bc = tl.where(source >= 0, m_n, False)
-        b_u = tl.load(p_u + source * u_t, mask=m_u, other=0.0).to(tl.float32)
-        b_dt = tl.load(p_dt + source * dt_t, mask=m_u, other=0.0).to(tl.float32)
-        b_B = tl.load(p_B + source * B_t, mask=m_bc, other=0.0).to(tl.float32)
-        b_delta = step_size(b_dt, b_bias, SOFTPLUS)
-        b_h = tl.exp2(b_delta[None, :] * b_A) * b_h + (b_delta * b_u)[None, :] * b_B[:, None]
-        b_sum += b_delta
-    i_out = i_bk.to(tl.int64) * segments + i_s
-    tl.store(ends + i_out * n_states * channels + o_state, b_h, mask=m_dn)
-    tl.store(sums + i_out * channels + o_d, b_sum, mask=m_d)
-
-
-@triton.jit
-def combine_segments_kernel(
-    A, ends, sums, starts, K, channels, n_states, segments,
-    REVERSE: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """What each segment starts from: a scan over segments (from the last one if REVERSE)."""
-    i_d, i_bk = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    o_d = i_d * BD + tl.arange(0, BD)
-    o_n = tl.arange(0, BN)
-    m_dn = (o_d < channels)[None, :] & (o_n < n_states)[:, None]
-    o_state = o_n[:, None] * channels + o_d[None, :]
-    p_A = A + (i_bk % K) * n_states * channels + o_state
-    b_A = tl.load(p_A, mask=m_dn, other=0.0).to(tl.float32) * LOG2E
-    b_h = tl.zeros([BN, BD], tl.float32)
-    for i in range(segments):
-        i_s = i
-        if REVERSE:
-            i_s = segments - 1 - i
-        i_in = i_bk * segments + i_s
-        tl.store(starts + i_in * n_states * channels + o_state, b_h, mask=m_dn)
-        b_end = tl.load(ends + i_in * n_states * channels + o_state, mask=m_dn, other=0.0)
-        b_sum = tl.load(sums + i_in * channels + o_d, mask=o_d < channels, other=0.0)
-        b_h = tl.exp2(b_sum[None, :] * b_A) * b_h + b_end
-
-
-def segment_starts(u, dt, A, B, dt_bias, index, softplus, launch: Launch, steps: int) -> Tensor:
-    """The states from which the segments start, float32 [B, K, S, N, D]. A is [K, N, D]."""
-    batch, (directions, states, channels) = u.shape[0], A.shape
-    shape = (batch, directions, launch.segments)
-    ends = torch.empty((*shape, states, channels), dtype=torch.float32, device=u.device)
-    sums = torch.empty((*shape, channels), dtype=torch.float32, device=u.device)
-    grid_order = u.dim() == 3
-    blocks = triton.cdiv(channels, launch.channels)
-    segment_end_kernel[(blocks, batch * directions, launch.segments)](
-        u, dt, A, B, dt_bias, index, ends, sums,
-        *sequence_strides(u), *sequence_strides(dt), *sequence_strides(B),
-        directions, steps, channels, states, launch.segment_chunks * CHUNK, launch.segments,
-        GRID_ORDER=grid_order, PADDED=grid_order and steps != u.shape[1],
-        HAS_BIAS=dt_bias is not None, SOFTPLUS=softplus, BD=launch.channels, BN=launch.states,
-        num_warps=launch.warps,
-    )  # fmt: skip
-    return combine_segments(A, ends, sums, launch, reverse=False)
-
-
-def combine_segments(
-    A: Tensor, ends: Tensor, sums: Tensor, launch: Launch, reverse: bool
-) -> Tensor:
-    """Runs `combine_segments_kernel`: what enters each segment, shaped like `ends`."""
-    starts = torch.empty_like(ends)
-    batch, directions, segments, states, channels = ends.shape
-    combine_segments_kernel[(triton.cdiv(channels, launch.channels), batch * directions)](
-        A, ends, sums, starts, directions, channels, states, segments,
-        REVERSE=reverse, BD=launch.channels, BN=launch.states, num_warps=launch.warps,
-    )  # fmt: skip
-    return starts
 
 
 def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
