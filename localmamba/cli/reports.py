@@ -34,7 +34,9 @@ def print_results(
 def _number(name: str, value: float) -> str:
     if name in SHARES:
         return f"{100 * value:.2f}"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.1f}" if name == "seconds" else f"{value:.4f}"
 
 
 def print_paths(console: Console, paths: Sequence[Path]) -> None:
