@@ -20,6 +20,18 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=256, thread_name_prefix="localmamba")
 
 
+@cache
+def _keep_freed_memory() -> None:
+    """Lets glibc keep the memory of one block's tensors for the next.
+
+    Its `free` gives the top of the heap back to the system when more of it is free than twice the
+    largest single allocation it has yet seen freed. A block's tensors are many and of one size, so
+    that each block would pay for fresh pages: a third of LocalVim-T's time. One large allocation,
+    never touched, raises that limit; 32 MB is the most that glibc takes note of.
+    """
+    torch.empty(2**23 - 2**12)
+
+
 def run(kernel: Callable, tasks: int, operations: int, scratch: int, *arguments) -> None:
     """Calls a kernel until all its tasks are done, on up to `torch.get_num_threads()` threads.
 
@@ -33,6 +45,7 @@ def run(kernel: Callable, tasks: int, operations: int, scratch: int, *arguments)
     """
     if tasks == 0:
         return
+    _keep_freed_memory()
     counter = torch.zeros(1, dtype=torch.int64)
 
     def work() -> None:
