@@ -191,7 +191,7 @@ def merge_arguments(
     """For 2 images and 3 directions, a gradient, the merge's tensors by name, and eps."""
     tensors = {
         "y": random(2, 3, tokens, channels, seed=1, dtype=dtype),
-        "channel_weights": random(2, 3, channels, seed=2, dtype=dtype),
+        "channel_weights": random(2, 3, channels, seed=2),
         "token_weights": random(2, 3, tokens, seed=3, dtype=dtype),
         "z": random(2, tokens, channels, seed=4, dtype=dtype),
         "norm_weight": random(channels, seed=5),

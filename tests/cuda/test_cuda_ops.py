@@ -27,7 +27,7 @@ from ops.helpers import (
 from torch import Tensor
 
 from localmamba.layers import SS2D, LocalVimMixer, S6Branches
-from localmamba.ops import scan_index, selective_scan
+from localmamba.ops import attend_branches, scan_index, selective_scan
 from localmamba.ops.reference import selective_scan_reference
 
 DIRECTIONS = ("h", "v_flip", "w2", "w7_flip")
@@ -37,7 +37,6 @@ CASES = {
     "Triton": ScanCase("", DIRECTIONS, GRID, 40, 4, images=2),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-each_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
 @each_case
@@ -48,6 +47,36 @@ def test_scan_of_hostile_memory(case, layout):
     dy = scan_gradient(case, torch.float32, "cuda", expanded)
     inputs = {**tensors, "index": index, "length": length}
     assert_matches_reference(selective_scan, selective_scan_reference, inputs, dy=dy)
+
+
+def attend_arguments(dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tensors of `attend_branches` by name: 2 images, 3 directions, 49 tokens, 96 channels."""
+    shapes = {
+        "y": (2, 3, 49, 96), "z": (2, 49, 96), "pool_weight": (96,), "pool_bias": (96,),
+        "reduce_weight": (12, 96), "reduce_bias": (12,), "select_weight": (96, 12),
+        "select_bias": (96,), "norm_weight": (96,), "norm_bias": (96,),
+    }  # fmt: skip
+    dtypes = {"y": dtype, "z": dtype}
+    return {
+        name: random(*shape, seed=seed, dtype=dtypes.get(name, torch.float32)).cuda()
+        for seed, (name, shape) in enumerate(shapes.items())
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gate_first", [False, True])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_attending_against_float64(gate_first, dtype):
+    """Under autocast too: its linear layers stay in float32."""
+    inputs = {**attend_arguments(dtype), "gate_first": gate_first}
+    dy = random(2, 49, 96, seed=20).cuda()
+    half = dtype if dtype != torch.float32 else torch.bfloat16
+
+    def attend(**inputs: Tensor) -> Tensor:
+        with torch.autocast("cuda", half, enabled=inputs["y"].dtype == half):
+            return attend_branches(**inputs)
+
+    assert_matches_reference(attend, attend_branches, inputs, dtype, dy)
 
 
 def op_calls() -> Iterator[tuple[str, tuple]]:
@@ -65,6 +94,9 @@ def op_calls() -> Iterator[tuple[str, tuple]]:
     tensors = norm_arguments((2, 49, 96), ("residual", "rotary"), torch.float32, "cuda")
     *tensors, _, _ = tensors.values()
     yield "residual_norm", (*tensors, 1e-5, torch.float32)
+    for gate_first in (False, True):
+        tensors = attend_arguments(torch.float32)
+        yield f"attend_branches {gate_first}", (*tensors.values(), gate_first, 1e-5, 1e-5)
     for conv_width in (0, 4):
         branches = S6Branches(4, 64, 16, 6, conv_width).cuda()
         index = scan_index(branches.D, list(DIRECTIONS), *GRID)
@@ -150,8 +182,9 @@ def test_branches_against_float64(d_state, conv_width, dtype):
     assert not far, far
 
 
-@each_half
-@pytest.mark.parametrize("mixer_class", [LocalVimMixer, SS2D])
+@pytest.mark.parametrize(
+    ("mixer_class", "dtype"), [(LocalVimMixer, torch.bfloat16), (SS2D, torch.float16)], ids=str
+)
 def test_mixers_compile_whole(mixer_class, dtype):
     """Without a graph break, forward and backward, under autocast; the same result."""
     torch.manual_seed(0)
