@@ -61,7 +61,7 @@ def demo(
         metrics, histories[name] = _train(place, everywhere, directions, console, name)
         results[name] = metrics
     paths = [folder / "model.safetensors", folder / "directions.json", folder / "config.yaml"]
-    figures = _draw(folder, choice.directions, histories)
+    figures = _draw(folder, choice, histories)
     summary = {
         "models": results,
         "search_seconds": search_seconds,
@@ -124,15 +124,14 @@ def _train(
     return {**trained.card.metrics, **extra}, trained.history
 
 
-def _draw(folder: Path, directions: list[list[str]], histories: dict[str, Any]) -> list[Path]:
+def _draw(folder: Path, choice: Any, histories: dict[str, Any]) -> list[Path]:
     """The chosen directions of every layer, and the training curves."""
     from localmamba.figures.curves import draw_curves
     from localmamba.figures.directions import draw_directions
     from localmamba.figures.style import save_figure
-    from localmamba.ops import CANDIDATES
 
     title = "directions found on handwritten digits"
-    chosen = draw_directions(directions, title, list(CANDIDATES))
+    chosen = draw_directions(choice.directions, title, choice.candidates)
     curves = draw_curves(histories, "held-out", "handwritten digits")
     return [
         *save_figure(chosen, folder / "directions"),
