@@ -3,8 +3,8 @@
     python benchmarks/models_gpu.py [FOLDER]
 
 Batch 128 at 224 x 224 in bfloat16 autocast, launched from Python and replayed as CUDA graphs; then
-sizes from 224 to 1024, with about as many tokens
-in each batch. Training is forward and backward without an optimiser.
+sizes from 224 to 1024, with about as many tokens in each batch. Training is forward and backward
+without an optimiser.
 """
 
 import sys

@@ -102,6 +102,8 @@ def test_a_failure_is_told_in_the_result(monkeypatch, error: Exception, reason: 
         ({"mode": "dreaming"}, "unknown mode 'dreaming'; known: inference, training"),
         ({"dtype": "int8"}, "unknown dtype 'int8'; known: float32, tf32, bfloat16, float16"),
         ({"device": "tpu"}, "unknown device 'tpu'; known: cpu, cuda"),
+        ({"launch": "late"}, "unknown launch 'late'; known: eager, graph"),
+        ({"launch": "graph"}, "launch 'graph' needs device 'cuda'; use 'eager'"),
         ({"batch": 0}, "batch and size must be at least 1, got 0 and 224"),
     ],
 )
