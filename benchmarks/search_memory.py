@@ -1,0 +1,146 @@
+"""Memory and time of a search step at the paper's size: 20 blocks, 128 candidates each.
+
+    PYTHONPATH=. python benchmarks/search_memory.py [--batch 64] [--output runs/search_memory.json]
+
+The paper (section 4.2) says 28 GB for that size and names neither batch nor image size. Here: the
+LocalVim supernet of width 128, 224 x 224 images, bfloat16 autocast, AdamW with float32 states.
+Memory is the most that was allocated in a whole step, weights and optimiser included; in a sampled
+strategy a step in which alpha learns too. Quality: the study of benchmarks/fashion_mnist.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import localmamba  # noqa: F401 - registers the models
+from localmamba.ops import scan_order
+from localmamba.search import SearchSettings, make_strategy
+from localmamba.search.step import search_step
+from localmamba.search.supernet import find_mixers
+
+GRID = (14, 14)
+CANDIDATES = 128
+KEEP = 4
+CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to run a search step.
+
+    Attributes:
+        strategy: A name in `localmamba.search.STRATEGIES`.
+        at_once: Directions of a block at a time, 0 for all.
+        checkpointing: Whether blocks are run again in the backward pass.
+    """
+
+    strategy: str
+    at_once: int = 0
+    checkpointing: bool = False
+
+
+CASES = (
+    Case("softmax", at_once=8, checkpointing=True),
+    Case("softmax", checkpointing=True),
+    Case("single_path"),
+    Case("single_path", checkpointing=True),
+    Case("binary_gates"),
+    Case("binary_gates", checkpointing=True),
+    Case("partial_channels", at_once=8, checkpointing=True),
+)
+
+
+def many_directions(count: int) -> list[str]:
+    """So many directions that read a 14 x 14 grid in different orders, each before its flip.
+
+    Rows, columns and the other orders, then the windows that need the least padding.
+    """
+    sides = range(1, 15)
+    windows = [f"w{h}x{w}" for h in sides for w in sides]
+    windows.sort(key=lambda name: scan_order(name, GRID).index.size)
+    orders: dict[bytes, str] = {}
+    for name in ["h", "v", "snake", "diagonal", "hilbert", *windows]:
+        orders.setdefault(scan_order(name, GRID).index.tobytes(), name)
+    return [name for base in orders.values() for name in (base, f"{base}_flip")][:count]
+
+
+def measure(case: Case, batch: int, timed: int) -> dict:
+    """Gigabytes, and seconds of a step, of one case."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.manual_seed(0)
+    candidates = many_directions(CANDIDATES)
+    weighed = case.strategy != "single_path"
+    with torch.device("cuda"):
+        model = timm.create_model("localvim_search", directions=candidates, search=weighed)
+    settings = SearchSettings(keep=KEEP, choice_warmup=0.0)
+    strategy = make_strategy(case.strategy, model, settings)
+    model.cuda().set_grad_checkpointing(case.checkpointing)
+    for mixer in find_mixers(model):
+        mixer.at_once = case.at_once
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3)
+    images = torch.randn(batch, 3, 224, 224, device="cuda")
+    labels = torch.randint(CLASSES, (batch,), device="cuda")
+
+    def loss_of(_: object) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = model(images)
+        return F.cross_entropy(logits.float(), labels)
+
+    def step() -> None:
+        search_step(strategy, loss_of, optimizer, None, images, progress=0.5)
+
+    seconds = time_of(step, timed)
+    return {
+        "gigabytes": (torch.cuda.max_memory_allocated() - before) / 1e9,
+        "seconds": seconds,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def time_of(step, timed: int) -> float:
+    """Seconds of a step, after warm-up; resets the count of peak memory in between."""
+    for _ in range(2):
+        step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    for _ in range(timed):
+        step()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / timed
+
+
+def main() -> None:
+    """Prints a line for each case and writes all of them."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--timed", type=int, default=3, help="steps that are timed")
+    parser.add_argument("--output", type=Path, default=Path("runs/search_memory.json"))
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("search_memory needs a GPU: it measures GPU memory")
+    device = torch.cuda.get_device_name()
+    common = {"batch": arguments.batch, "device": device, "torch": torch.__version__}
+    rows = []
+    for case in CASES:
+        try:
+            figures = measure(case, arguments.batch, arguments.timed)
+        except torch.cuda.OutOfMemoryError:
+            figures = {"gigabytes": None, "seconds": None}
+        rows.append({**vars(case), **common, **figures})
+        print(json.dumps(rows[-1]), flush=True)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
