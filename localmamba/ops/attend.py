@@ -111,8 +111,9 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, dout, dmeans, dweights):
     if dout is None:
         return (None,) * 13
-    gradients = _attend_backward(dout, *ctx.saved_tensors, *ctx.constants)
-    return (*restore(gradients, ctx.saved_tensors[:10]), None, None, None)
+    saved = ctx.saved_tensors  # asked for once: checkpointing unpacks them only once
+    gradients = _attend_backward(dout, *saved, *ctx.constants)
+    return (*restore(gradients, saved[:10]), None, None, None)
 
 
 _attend.register_autograd(_backward, setup_context=_setup_context)

@@ -15,10 +15,6 @@ from . import nvrtc
 from .common import WAVE, Launch, device_of, sequence_strides
 from .triton_segments import combine_segments
 
-FEW, ENOUGH = 2 * WAVE, 4 * WAVE
-"""Below so many programs a sequence is cut into segments, so that there are about so many. Other
-thresholds (1 and 2, 1 and 3, 1 and 4 waves) were within 5 % of these from 512 to 1024 pixels."""
-
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _STATES = 16
 _GROUP = 8
@@ -43,8 +39,9 @@ def _launch_shape(batch: int, directions: int, channels: int, chunks: int) -> La
     """As `scan_launch`: few long sequences are cut into segments of time."""
     programs = batch * directions * triton.cdiv(channels, _WARP)
     segments = 1
-    if programs < FEW and chunks > 1:
-        segments = min(chunks, triton.cdiv(ENOUGH, programs))
+    # Other thresholds (1 and 2, 1 and 3, 1 and 4 waves) were within 5 % from 512 to 1024 pixels.
+    if programs < 2 * WAVE and chunks > 1:
+        segments = min(chunks, triton.cdiv(4 * WAVE, programs))
     segment_chunks = triton.cdiv(chunks, segments)
     segments = triton.cdiv(chunks, segment_chunks)
     return Launch(_WARP, _STATES, 1, segments, segment_chunks)

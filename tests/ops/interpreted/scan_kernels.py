@@ -16,7 +16,12 @@ from kernel_cases import (
 from ops.helpers import LAYOUTS
 
 from localmamba.ops import cuda as kernels
-from localmamba.ops.cuda import common, triton_scan_backward, triton_scan_forward
+from localmamba.ops.cuda import (
+    common,
+    triton_scan_backward,
+    triton_scan_forward,
+    triton_segments,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -67,6 +72,7 @@ def test_segments_of_time(case, segments, segment_chunks, monkeypatch):
 
     for module in (triton_scan_forward, triton_scan_backward):
         monkeypatch.setattr(module, "scan_launch", forced)
+    for module in (triton_scan_forward, triton_scan_backward, triton_segments):
         monkeypatch.setattr(module, "CHUNK", 8)  # of 24 steps
     check(case)
 
