@@ -16,7 +16,7 @@ MODELS = ["deit_tiny_patch16_224", "localvim_tiny", "localvmamba_tiny"]
 def main(folder: Path) -> None:
     """Writes <folder>/inference and <folder>/training, each with a CSV and a figure."""
     for mode, batch in (("inference", 1), ("training", 8)):
-        bench(MODELS, mode=mode, batch=batch, threads=2, seconds=20, output=folder / mode)
+        bench(MODELS, mode=mode, batch=batch, threads=2, seconds=10, output=folder / mode)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ ALIGN = 8
 bytes: matrix units and the scan kernels read them whole."""
 
 
-def _padded_rank(rank: int) -> int:
-    return (rank + ALIGN - 1) // ALIGN * ALIGN
+def _padded_rank(rank: int, device: torch.device) -> int:
+    """Columns of the factor of dt: padded on a GPU, as they are elsewhere."""
+    return (rank + ALIGN - 1) // ALIGN * ALIGN if device.type == "cuda" else rank
 
 
 def _aligned_weights(
@@ -29,7 +30,7 @@ def _aligned_weights(
 ) -> tuple[Tensor, Tensor]:
     """x_proj as [K, M, D] and dt_weight as [K, D, R'] in a dtype, with M = R' + 2N."""
     rank = dt_weight.shape[2]
-    pad = _padded_rank(rank) - rank
+    pad = _padded_rank(rank, x_proj.device) - rank
     x_proj, dt_weight = x_proj.to(dtype), dt_weight.to(dtype)
     if pad == 0:
         return x_proj, dt_weight
@@ -84,7 +85,7 @@ def _branches(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index
 @_branches.register_fake
 def _(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
     batch, length, channels = x.shape
-    directions, width = x_proj.shape[0], _padded_rank(dt_weight.shape[2]) + 2 * A.shape[2]
+    directions, width = x_proj.shape[0], _padded_rank(dt_weight.shape[2], x.device) + 2 * A.shape[2]
     y = x.new_empty((batch, directions, length, channels))
     if conv_weight is None:
         params = x.new_empty((batch, length, directions, width)).transpose(1, 2)

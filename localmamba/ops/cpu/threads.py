@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-_WORTH_SHARING = 200_000
+_WORTH_SHARING = 1_000_000
 """Vector operations below which waking a thread costs more than it saves."""
 
 
@@ -48,18 +48,21 @@ def run(kernel: Callable, tasks: int, operations: int, scratch: int, *arguments)
     _keep_freed_memory()
     counter = torch.zeros(1, dtype=torch.int64)
 
-    def work() -> None:
-        memory = torch.empty(scratch)
-        kernel(counter.data_ptr(), tasks, memory.data_ptr(), *arguments)
-
     threads = min(torch.get_num_threads(), tasks) if operations > _WORTH_SHARING else 1
+    # Made here for all: allocation lets the interpreter switch to a thread that has just woken.
+    memory = torch.empty(threads, scratch)
+    address, step = memory.data_ptr(), scratch * memory.element_size()
+
+    def work(thread: int) -> None:
+        kernel(counter.data_ptr(), tasks, address + thread * step, *arguments)
+
     if threads == 1:
-        work()
+        work(0)
         return
     pool = _pool(os.getpid())
-    helpers = [pool.submit(work) for _ in range(threads - 1)]
+    helpers = [pool.submit(work, thread) for thread in range(1, threads)]
     try:
-        work()
+        work(0)
     finally:
         # One that has not begun finds nothing left to do; the others still write to our memory.
         for helper in helpers:
