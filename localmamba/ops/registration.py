@@ -11,9 +11,8 @@ _LIBRARY = torch.library.Library("localmamba", "DEF")
 class Op:
     """A custom op of this package, defined by its schema and one function for all devices.
 
-    The plain form of `torch.library.custom_op`: that decorator adds a check of aliases to every
-    call, which took 0.3 ms a call on an H200 (PyTorch 2.11), more than most of the kernels.
-    The kernels make new tensors; `opcheck` in the tests holds them to it.
+    The plain form of `torch.library.custom_op`, without the wrapper that the decorator puts around
+    every call. The kernels make new tensors; `opcheck` in the tests holds them to it.
     """
 
     def __init__(self, schema: str, kernel: Callable):
