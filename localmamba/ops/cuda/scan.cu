@@ -392,9 +392,13 @@ extern "C" __global__ void __launch_bounds__(WARP) segment_carry(
   sums[segment * channels + channel] = sum;
 }
 
-// Backward: a lane holds 4 states of 4 channels, so that sums over channels (dB, dC) and over states
+// Backward, a chunk at a time from the last: its states at the start of each group are made again
+// and put into global scratch memory, then, group by group from the last, those of every other step
+// into shared memory, then the gradients. Exponentials are what costs: three a state and step.
+// A lane holds 4 states of 4 channels, so that sums over channels (dB, dC) and over states
 // (du, ddelta) are both mostly inside a lane. Lane = states * 8 + channels, in units of 4.
 #define TILE 4
+#define BACKWARD_WARPS 12  // of a multiprocessor: as many as 168 registers a lane allow
 
 struct Tile {
   float v[TILE][TILE];  // [state][channel]
@@ -406,18 +410,17 @@ __device__ __forceinline__ void get_four(const float* from, float* x) {
 }
 
 __device__ __forceinline__ void advance(
-    Tile& h, const Tile& a, const float* s_delta, const float* s_u, const float* s_bc, int states,
-    int block) {
-  float d[4], x[4], b[4];
+    Tile& h, const Tile& a, const float* s_delta, const float* s_drive, const float* s_bc,
+    int states, int block) {
+  float d[4], drive[4], b[4];
   get_four(s_delta + block * TILE, d);
-  get_four(s_u + block * TILE, x);
+  get_four(s_drive + block * TILE, drive);
   get_four(s_bc + states * TILE, b);
 #pragma unroll
   for (int c = 0; c < TILE; c++) {
-    float drive = d[c] * x[c];
 #pragma unroll
     for (int i = 0; i < TILE; i++)
-      h.v[i][c] = fmaf(exp2_fast(d[c] * a.v[i][c]), h.v[i][c], drive * b[i]);
+      h.v[i][c] = fmaf(exp2_fast(d[c] * a.v[i][c]), h.v[i][c], drive[c] * b[i]);
   }
 }
 
@@ -456,11 +459,19 @@ __device__ __forceinline__ float sum_states(const float* v, int lane) {
   return (up ? w[1] : w[0]) + __shfl_xor_sync(FULL, up ? w[0] : w[1], 16);
 }
 
-struct Staged {
-  Eight u, dt, bc, dy;
-};
+// Copies to shared memory without a register between; a lane reads what it copied itself.
+__device__ __forceinline__ void copy_eight(Eight* to, const element* from) {
+  u32 address = (u32)__cvta_generic_to_shared(to);
+#pragma unroll
+  for (int i = 0; i < (int)sizeof(Eight); i += 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address + i),
+                 "l"(reinterpret_cast<const char*>(from) + i)
+                 : "memory");
+}
 
-extern "C" __global__ void __launch_bounds__(WARP) scan_backward(
+__device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward(
     const element* dy, const element* u, const element* dt, const float* A, const element* B,
     const element* C, const float* D, const float* dt_bias, const int* index, const float* states,
     const float* carries, float* scratch, element* du, element* ddt, float* dA, float* dBC,
@@ -470,8 +481,10 @@ extern "C" __global__ void __launch_bounds__(WARP) scan_backward(
   // The gradients of a step take the place of its inputs once it is done: du that of u, ddt that of
   // delta, dB and dC those of B and C.
   __shared__ __align__(16) float s_delta[GROUP][WARP], s_u[GROUP][WARP], s_dy[GROUP][WARP];
-  __shared__ __align__(16) float s_bc[GROUP][2 * N], s_dc[GROUP][N];
-  __shared__ __align__(16) float s_h[GROUP][N * WARP];
+  __shared__ __align__(16) float s_drive[GROUP][WARP], s_bc[GROUP][2 * N], s_dc[GROUP][N];
+  __shared__ __align__(16) float s_bias[WARP];
+  __shared__ Eight s_next[4][WARP];
+  __shared__ __align__(16) float s_h[GROUP / 2][N * WARP];
   Sequence s = locate(K, blocks);
   int eight = s.lane & 3, step = s.lane >> 2;    // what the lane loads and stores of a group
   int block = s.lane & 7, state = s.lane >> 3;   // its tile, in units of 4 channels and 4 states
@@ -497,8 +510,12 @@ extern "C" __global__ void __launch_bounds__(WARP) scan_backward(
 #endif
   i64 program = s.segment * (i64)gridDim.x + blockIdx.x;
   float* p_scratch = scratch + program * (CHUNK_STEPS / GROUP) * (N * WARP);
-  float bias[8], skip = 0.f;
-  load_bias(dt_bias, s, channels, bias);
+  float skip = 0.f;
+  s_bias[s.lane] = 0.f;
+#if HAS_BIAS
+  s_bias[s.lane] = dt_bias[s.k * channels + base + s.lane];
+#endif
+  __syncwarp();
 #if HAS_D
   skip = D[s.k * channels + base + own];
 #endif
@@ -523,28 +540,74 @@ extern "C" __global__ void __launch_bounds__(WARP) scan_backward(
   float dD_sum = 0.f, dbias_sum = 0.f;
 
   auto load = [&](const Row& row, bool with_gradient) {
-    Staged r;
-    r.u = load_eight(p_u + safe(row.row) * u_t);
-    r.dt = load_eight(p_dt + safe(row.row) * dt_t);
-    r.bc = load_eight(p_bc + safe(row.row) * bc_t);
-    if (with_gradient) r.dy = load_eight(p_dy + safe(row.token) * dy_t);
-    return r;
+    copy_eight(&s_next[0][s.lane], p_u + safe(row.row) * u_t);
+    copy_eight(&s_next[1][s.lane], p_dt + safe(row.row) * dt_t);
+    copy_eight(&s_next[2][s.lane], p_bc + safe(row.row) * bc_t);
+    if (with_gradient) copy_eight(&s_next[3][s.lane], p_dy + safe(row.token) * dy_t);
   };
-  auto stage = [&](const Staged& from, const Row& row, bool inside, bool with_gradient) {
-    float x[8];
-    step_sizes(from.dt, bias, row.row, inside, x);
-    put_eight(&s_delta[step][eight * 8], x);
-    inputs(from.u, row.row, x);
-    put_eight(&s_u[step][eight * 8], x);
-    unpack(from.bc, x);
+  auto stage = [&](const Row& row, bool inside, bool with_gradient) {
+    copies_done();
+    float x[8], delta[8];
+    step_sizes(s_next[1][s.lane], &s_bias[eight * 8], row.row, inside, delta);
+    put_eight(&s_delta[step][eight * 8], delta);
+    inputs(s_next[0][s.lane], row.row, x);
+    if (with_gradient) put_eight(&s_u[step][eight * 8], x);
+#pragma unroll
+    for (int i = 0; i < 8; i++) delta[i] *= x[i];
+    put_eight(&s_drive[step][eight * 8], delta);
+    unpack(s_next[2][s.lane], x);
     put_eight(&s_bc[step][eight * 8], x);
     if (with_gradient) {
-      unpack(from.dy, x);
+      unpack(s_next[3][s.lane], x);
 #pragma unroll
       for (int i = 0; i < 8; i++) x[i] = row.token < 0 ? 0.f : x[i];
       put_eight(&s_dy[step][eight * 8], x);
     }
     __syncwarp();
+  };
+
+  struct Inputs {
+    float delta[TILE], drive[TILE], b[TILE];
+  };
+  auto inputs_of = [&](int j) {
+    Inputs r;
+    get_four(s_delta[j] + block * TILE, r.delta);
+    get_four(s_drive[j] + block * TILE, r.drive);
+    get_four(s_bc[j] + state * TILE, r.b);
+    return r;
+  };
+  int steps_left = GROUP;  // of the group that is worked on
+  // One step of the backward recurrence, from the state before it and, where it is known, its decay.
+  auto step_back = [&](int j, const Inputs& in, const Tile* decay, const Tile& before) {
+    float grad[4], cc[4];
+    get_four(s_dy[j] + block * TILE, grad);
+    get_four(s_bc[j] + N + state * TILE, cc);
+    float db[4] = {0.f, 0.f, 0.f, 0.f};
+    float driven[4] = {0.f, 0.f, 0.f, 0.f}, decayed[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+    for (int c = 0; c < TILE; c++) {
+#pragma unroll
+      for (int i = 0; i < TILE; i++) {
+        float g = fmaf(cc[i], grad[c], carry.v[i][c]);
+        db[i] = fmaf(g, in.drive[c], db[i]);
+        driven[c] = fmaf(g, in.b[i], driven[c]);
+        carry.v[i][c] = (decay ? decay->v[i][c] : exp2_fast(in.delta[c] * a.v[i][c])) * g;
+        float past = carry.v[i][c] * before.v[i][c];
+        dA_sum.v[i][c] = fmaf(past, in.delta[c], dA_sum.v[i][c]);
+        decayed[c] = fmaf(past, a.v[i][c], decayed[c]);
+      }
+    }
+    float sum_b = sum_channels(db, s.lane);
+    float sum_driven = sum_states(driven, s.lane);
+    float sum_decayed = sum_states(decayed, s.lane);
+    float delta = s_delta[j][own], input = s_u[j][own], g = s_dy[j][own];
+    float ddelta = fmaf(input, sum_driven, sum_decayed * LN2) * step_size_slope(delta);
+    ddelta = j < steps_left ? ddelta : 0.f;
+    dbias_sum += ddelta;
+    dD_sum = fmaf(input, g, dD_sum);
+    s_bc[j][own_state] = sum_b;
+    s_u[j][own] = fmaf(delta, sum_driven, skip * g);
+    s_delta[j][own] = ddelta;
   };
 
   int chunk_first = s.segment * segment_chunks;
@@ -560,28 +623,29 @@ extern "C" __global__ void __launch_bounds__(WARP) scan_backward(
     }
     // The states at the start of each group, from the kept state.
     Row row = locate_row(index, first, end, s.lane);
-    Staged next = load(row, false);
+    load(row, false);
     for (int i_g = 0; i_g < groups - 1; i_g++) {
       keep(p_scratch + i_g * (N * WARP), h, s.lane);
-      stage(next, row, true, false);
+      stage(row, true, false);
       row = locate_row(index, first + (i_g + 1) * GROUP, end, s.lane);
-      next = load(row, false);
+      load(row, false);
 #pragma unroll 4
-      for (int j = 0; j < GROUP; j++) advance(h, a, s_delta[j], s_u[j], s_bc[j], state, block);
+      for (int j = 0; j < GROUP; j++) advance(h, a, s_delta[j], s_drive[j], s_bc[j], state, block);
       __syncwarp();
     }
-    next.dy = load_eight(p_dy + safe(row.token) * dy_t);
+    copy_eight(&s_next[3][s.lane], p_dy + safe(row.token) * dy_t);
     for (int i_g = groups - 1; i_g >= 0; i_g--) {
       int t0 = first + i_g * GROUP;
       if (i_g < groups - 1) fetch(p_scratch + i_g * (N * WARP), h, s.lane);
-      stage(next, row, t0 + step < end, true);
+      stage(row, t0 + step < end, true);
       Row written = row;
+      steps_left = end - t0;
       row = locate_row(index, max(t0 - GROUP, first), end, s.lane);
-      next = load(row, true);
+      if (i_g > 0) load(row, true);
 #pragma unroll 4
       for (int j = 0; j < GROUP; j++) {
-        keep(s_h[j], h, s.lane);
-        advance(h, a, s_delta[j], s_u[j], s_bc[j], state, block);
+        if (j % 2 == 0) keep(s_h[j / 2], h, s.lane);
+        advance(h, a, s_delta[j], s_drive[j], s_bc[j], state, block);
         float grad[4], dc[4];
         get_four(s_dy[j] + block * TILE, grad);
 #pragma unroll
@@ -592,43 +656,22 @@ extern "C" __global__ void __launch_bounds__(WARP) scan_backward(
         }
         s_dc[j][own_state] = sum_channels(dc, s.lane);
       }
+      // Two steps at a time: states are kept for the first, those of the second made from them.
 #pragma unroll 1
-      for (int j = GROUP - 1; j >= 0; j--) {
-        float d[4], x[4], grad[4], b[4], cc[4];
-        get_four(s_delta[j] + block * TILE, d);
-        get_four(s_u[j] + block * TILE, x);
-        get_four(s_dy[j] + block * TILE, grad);
-        get_four(s_bc[j] + state * TILE, b);
-        get_four(s_bc[j] + N + state * TILE, cc);
-        float db[4] = {0.f, 0.f, 0.f, 0.f};
-        float driven[4] = {0.f, 0.f, 0.f, 0.f}, decayed[4] = {0.f, 0.f, 0.f, 0.f};
-        Tile before;
-        fetch(s_h[j], before, s.lane);
+      for (int j = GROUP - 2; j >= 0; j -= 2) {
+        Tile before, between, decay;
+        fetch(s_h[j / 2], before, s.lane);
+        Inputs in = inputs_of(j);
 #pragma unroll
         for (int c = 0; c < TILE; c++) {
-          float drive = d[c] * x[c];
 #pragma unroll
           for (int i = 0; i < TILE; i++) {
-            float g = fmaf(cc[i], grad[c], carry.v[i][c]);
-            db[i] = fmaf(g, drive, db[i]);
-            driven[c] = fmaf(g, b[i], driven[c]);
-            carry.v[i][c] = exp2_fast(d[c] * a.v[i][c]) * g;
-            float past = carry.v[i][c] * before.v[i][c];
-            dA_sum.v[i][c] = fmaf(past, d[c], dA_sum.v[i][c]);
-            decayed[c] = fmaf(past, a.v[i][c], decayed[c]);
+            decay.v[i][c] = exp2_fast(in.delta[c] * a.v[i][c]);
+            between.v[i][c] = fmaf(decay.v[i][c], before.v[i][c], in.drive[c] * in.b[i]);
           }
         }
-        float sum_b = sum_channels(db, s.lane);
-        float sum_driven = sum_states(driven, s.lane);
-        float sum_decayed = sum_states(decayed, s.lane);
-        float delta = s_delta[j][own], input = s_u[j][own], g = s_dy[j][own];
-        float ddelta = fmaf(input, sum_driven, sum_decayed * LN2) * step_size_slope(delta);
-        ddelta = t0 + j < end ? ddelta : 0.f;
-        dbias_sum += ddelta;
-        dD_sum = fmaf(input, g, dD_sum);
-        s_bc[j][own_state] = sum_b;
-        s_u[j][own] = fmaf(delta, sum_driven, skip * g);
-        s_delta[j][own] = ddelta;
+        step_back(j + 1, inputs_of(j + 1), nullptr, between);
+        step_back(j, in, &decay, before);
       }
       __syncwarp();
       if (written.row >= 0) {
