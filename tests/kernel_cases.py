@@ -289,6 +289,38 @@ def check_kernels(
     assert_close(results, truths, dtype)
 
 
+def run_attend_backward(
+    kernels: Any,
+    tokens: int,
+    channels: int,
+    gate_first: bool,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    exact: bool = False,
+) -> Named:
+    """The gradients of SCAttn and the sum over directions, its linear layers a plain product."""
+    gradient, tensors, (eps,) = merge_arguments(
+        tokens, channels, ("channel", "z", "norm"), dtype, device
+    )
+    if exact:
+        gradient, tensors = gradient.double(), in_float64(tensors)
+    y, weights, _, z, norm_weight, norm_bias = tensors.values()
+    *found, dweights = kernels.attend_backward(
+        gradient, y, weights, z, norm_weight, norm_bias, gate_first, eps, eps,
+        lambda dweights: (dweights * weights, dweights),
+    )  # fmt: skip
+    return dict(zip(("dy", "dz", "dnorm_weight", "dnorm_bias"), found, strict=True)) | {
+        "dweights": dweights
+    }
+
+
+def check_attend(kernels: Any, tokens: int, channels: int, *rest) -> None:
+    """Holds these gradients, by name, against the float64 reference."""
+    results = run_attend_backward(kernels, tokens, channels, *rest)
+    truths = run_attend_backward(reference_backend, tokens, channels, *rest, exact=True)
+    assert_close(results, truths, rest[1])
+
+
 def check_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> None:
     """Holds the residual norm and its gradients, by name, against the float64 reference."""
     results = run_norm(kernels, tensors, dtype)

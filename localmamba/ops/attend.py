@@ -67,13 +67,10 @@ def _attend_backward(
         norm_weight, norm_bias,
     )  # fmt: skip
     parameters = [x.to(means.dtype) for x in inputs[2:8]]
-    dy, dweights, _, dz, dnorm_weight, dnorm_bias = kernels.merge_backward(
-        dout, y, weights, None, z, norm_weight, norm_bias, norm_eps
-    )
-    dmeans, dparameters = _weights_backward(dweights, means, weights, parameters)
-    gate = z if gate_first else None
-    dy, dgate = kernels.pool_backward(dmeans, y, gate, pool_eps, onto=dy)
-    dz = dz if dgate is None else dz.add_(dgate)
+    dy, dz, dnorm_weight, dnorm_bias, dparameters = kernels.attend_backward(
+        dout, y, weights, z, norm_weight, norm_bias, gate_first, pool_eps, norm_eps,
+        lambda dweights: _weights_backward(dweights, means, weights, parameters),
+    )  # fmt: skip
     gradients = (dy, dz, *dparameters, dnorm_weight, dnorm_bias)
     pairs = zip(gradients, inputs, strict=True)
     return contiguous([g if g is None else g.to(x.dtype) for g, x in pairs])

@@ -9,18 +9,23 @@ contiguous, index int32) and which know nothing of autograd:
     conv_forward(x, weight, bias, index) -> u
     conv_backward(du, x, weight, bias, index) -> dx, dweight, dbias
     pool_forward(y, z, eps) -> means
-    pool_backward(dmeans, y, z, eps, onto=None) -> dy (+ onto), dz
+    pool_backward(dmeans, y, z, eps) -> dy, dz
     merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps) -> out
     merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_bias, eps)
         -> dy, dchannel_weights, dtoken_weights, dz, dnorm_weight, dnorm_bias
+    attend_backward(dout, y, weights, z, norm_weight, norm_bias, gate_first, pool_eps, norm_eps,
+        to_means) -> dy, dz, dnorm_weight, dnorm_bias, rest
     norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype) -> normed, stream
     norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype)
         -> dhidden, dresidual, dweight, dbias
 
+`attend_backward` is `merge_backward`, then `pool_backward` with their gradients added; `to_means`
+leads from the gradient of the channel weights to that of the means, and to what else it finds.
 Gradients come in the dtype and shape of the inputs.
 """
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -48,3 +53,20 @@ def states_shape(u: torch.Tensor, A: torch.Tensor, steps: int, save: bool) -> tu
     keeps = save and backend_name(u) != ".reference_backend"
     chunks = (steps + CHUNK - 1) // CHUNK if keeps else 0
     return (u.shape[0], A.shape[0], chunks, A.shape[2], A.shape[1])
+
+
+def attend_in_parts(merge_backward: Callable, pool_backward: Callable) -> Callable:
+    """`attend_backward` for a backend whose `pool_backward` adds its gradient `onto` another."""
+
+    def attend_backward(
+        dout, y, weights, z, norm_weight, norm_bias, gate_first, pool_eps, norm_eps, to_means
+    ):
+        dy, dweights, _, dz, dnorm_weight, dnorm_bias = merge_backward(
+            dout, y, weights, None, z, norm_weight, norm_bias, norm_eps
+        )
+        dmeans, rest = to_means(dweights)
+        dy, dgate = pool_backward(dmeans, y, z if gate_first else None, pool_eps, onto=dy)
+        dz = dz if dgate is None else dz.add_(dgate)
+        return dy, dz, dnorm_weight, dnorm_bias, rest
+
+    return attend_backward

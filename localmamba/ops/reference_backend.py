@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backends import attend_in_parts
 from .reference import (
     accumulation_dtype,
     causal_conv_reference,
@@ -171,6 +172,9 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
     dtoken = (dout * y * channel).sum(3) if token_weights is not None else None
     dy = (dout * channel * token).expand_as(y)
     return _like([dy, dchannel, dtoken, dz, dnorm_weight, dnorm_bias], inputs)
+
+
+attend_backward = attend_in_parts(merge_backward, pool_backward)
 
 
 def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):

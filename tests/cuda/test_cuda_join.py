@@ -6,6 +6,7 @@ from kernel_cases import (
     DTYPES,
     MERGE_OPTIONS,
     NORM_OPTIONS,
+    check_attend,
     check_kernels,
     check_norm,
     conv_arguments,
@@ -13,12 +14,11 @@ from kernel_cases import (
     norm_arguments,
     pool_arguments,
 )
-from ops.helpers import GRADIENT_TOLERANCE, LAYOUTS, in_float64, random, relative_error
+from ops.helpers import LAYOUTS
 
 pytest.importorskip("triton")
 
 from localmamba.ops import cuda as kernels
-from localmamba.ops import reference_backend
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -67,16 +67,10 @@ def test_pooling_of_hostile_memory(layout):
     check_kernels(kernels, "pool", *arguments, torch.bfloat16)
 
 
-def test_pooling_adds_its_gradient_onto_another():
-    gradient, tensors, rest = pool_arguments(49, 96, True, torch.bfloat16, "cuda")
-    onto = random(2, 3, 49, 96, seed=8, dtype=torch.bfloat16).cuda()
-    results = kernels.pool_backward(gradient, *tensors.values(), *rest, onto)
-    doubles = in_float64(tensors)
-    truths = reference_backend.pool_backward(
-        gradient.double(), *doubles.values(), *rest, onto.double()
-    )
-    for name, x, truth in zip(tensors, results, truths, strict=True):
-        assert relative_error(x, truth) < GRADIENT_TOLERANCE[torch.bfloat16], name
+@each_size
+@pytest.mark.parametrize("gate_first", [False, True])
+def test_both_gradients_of_scattn(tokens, channels, gate_first, dtype):
+    check_attend(kernels, tokens, channels, gate_first, dtype, "cuda")
 
 
 @each_size

@@ -18,12 +18,12 @@ from kernel_cases import (
     merge_arguments,
     norm_arguments,
     pool_arguments,
+    run_attend_backward,
     run_kernels,
     run_norm,
     scan_arguments,
     scan_gradient,
 )
-from ops.helpers import random
 
 pytest.importorskip("triton")
 
@@ -87,7 +87,12 @@ def test_convolution(channels, taps):
 def test_pooling(gated, channels):
     gradient, tensors, rest = pool_arguments(15, channels, gated, torch.bfloat16)
     run_kernels(kernels, "pool", gradient, tensors, rest)
-    kernels.pool_backward(gradient, *tensors.values(), *rest, random(2, 3, 15, channels))
+
+
+@pytest.mark.parametrize("channels", [1, 96, 3072])
+@pytest.mark.parametrize("gate_first", [False, True])
+def test_both_gradients_of_scattn(gate_first, channels):
+    run_attend_backward(kernels, 15, channels, gate_first, torch.bfloat16)
 
 
 @subsets(MERGE_OPTIONS)

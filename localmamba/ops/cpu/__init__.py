@@ -1,12 +1,16 @@
 """The CPU kernels, in Numba, behind the interface of `ops.backends`: float32 inside."""
 
+from ..backends import attend_in_parts
 from .conv import conv_backward, conv_forward
 from .merge import merge_backward, merge_forward
 from .norm import norm_backward, norm_forward
 from .pool import pool_backward, pool_forward
 from .scan import scan_backward, scan_forward
 
+attend_backward = attend_in_parts(merge_backward, pool_backward)
+
 __all__ = [
+    "attend_backward",
     "conv_backward",
     "conv_forward",
     "merge_backward",

@@ -1,12 +1,14 @@
 """Triton kernels: the backend for CUDA tensors (see `ops/backends.py`)."""
 
 from .conv import conv_backward, conv_forward
-from .merge import merge_backward, merge_forward
+from .join_backward import attend_backward, merge_backward, pool_backward
+from .merge import merge_forward
 from .norm import norm_backward, norm_forward
-from .pool import pool_backward, pool_forward
+from .pool import pool_forward
 from .scan import scan_backward, scan_forward
 
 __all__ = [
+    "attend_backward",
     "conv_backward",
     "conv_forward",
     "merge_backward",

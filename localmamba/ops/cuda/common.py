@@ -35,7 +35,10 @@ def softplus(x):
 
 @triton.jit
 def store(pointers, x, mask):
-    """Stores float32 as the pointers' dtype; half precision saturates instead of overflowing."""
+    """Stores float32 outputs as the pointers' dtype; float16 saturates instead of overflowing.
+
+    Gradients must not: an infinity is what tells a gradient scaler to take a smaller scale.
+    """
     if pointers.dtype.element_ty == tl.float16:
         x = tl.where(x > FP16_MAX, FP16_MAX, tl.where(x < -FP16_MAX, -FP16_MAX, x))
     tl.store(pointers, x.to(pointers.dtype.element_ty), mask=mask)

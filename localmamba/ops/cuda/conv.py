@@ -89,7 +89,7 @@ def before_silu_backward_kernel(
         p_du = du + i_b * du_b + i_k * du_k + o_t[:, None] * du_t + o_d[None, :]
         b_g = tl.load(p_du, mask=m, other=0.0).to(tl.float32)
         b_g *= b_gate * (1.0 + b_u * (1.0 - b_gate))
-        store(dpre + (i_bk * steps + o_t[:, None]) * channels + o_d[None, :], b_g, m)
+        tl.store(dpre + (i_bk * steps + o_t[:, None]) * channels + o_d[None, :], b_g, mask=m)
         b_dbias += b_g
         b_dweight += b_g[None, :, :] * b_x
     o_out = (i_bk * blocks + i_t) * channels + o_d
@@ -119,7 +119,7 @@ def taps_backward_kernel(
             b_w = tl.load(p_w, mask=m_d, other=0.0).to(tl.float32)
             b_dx += tl.load(p_dpre, mask=m, other=0.0).to(tl.float32) * b_w[None, :]
     m = (o_t < length)[:, None] & m_d[None, :]
-    store(dx + (i_b * length + o_t[:, None]) * channels + o_d[None, :], b_dx, m)
+    tl.store(dx + (i_b * length + o_t[:, None]) * channels + o_d[None, :], b_dx, mask=m)
 
 
 @triton.jit

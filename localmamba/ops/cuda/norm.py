@@ -85,8 +85,8 @@ def norm_backward_kernel(
         if ROTARY:
             o_table = (o_t % length)[:, None] * channels + o_d[None, :]
             b_g = _turn(b_g, cos + o_table, sin + o_table, m, -1.0, BT, BD)
-        store(dhidden + o_x, b_g, m)
-        store(dresidual + o_x, b_g, m)
+        tl.store(dhidden + o_x, b_g, mask=m)
+        tl.store(dresidual + o_x, b_g, mask=m)
     tl.store(dweight + i_p * channels + o_d, b_dweight, mask=o_d < channels)
     if CENTRED:
         tl.store(dbias + i_p * channels + o_d, b_dbias, mask=o_d < channels)

@@ -17,6 +17,9 @@
 typedef long long i64;
 typedef unsigned int u32;
 
+// Outputs in float16 saturate: an infinity would make a loss non-finite that float32 keeps finite.
+// Gradients do not: an infinity there is what tells a gradient scaler to take a smaller scale.
+
 // Eight neighbouring channels of a row, as they lie in memory.
 #if ELEMENT == 0
 typedef float element;
@@ -39,6 +42,7 @@ __device__ __forceinline__ void unpack(const Eight& from, float* to) {
   to[0] = from.x.x, to[1] = from.x.y, to[2] = from.x.z, to[3] = from.x.w;
   to[4] = from.y.x, to[5] = from.y.y, to[6] = from.y.z, to[7] = from.y.w;
 }
+template <bool SATURATE>
 __device__ __forceinline__ Eight pack(const float* x) {
   return {make_float4(x[0], x[1], x[2], x[3]), make_float4(x[4], x[5], x[6], x[7])};
 }
@@ -53,14 +57,16 @@ __device__ __forceinline__ void unpack_two(u32 from, float* to) {
       : "r"(from));
 #endif
 }
+template <bool SATURATE>
 __device__ __forceinline__ u32 pack_two(float low, float high) {
   u32 r;
 #if ELEMENT == 1
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
 #else
-  // Saturates: an infinity here would make a loss non-finite that float32 keeps finite.
-  low = low > 65504.f ? 65504.f : (low < -65504.f ? -65504.f : low);
-  high = high > 65504.f ? 65504.f : (high < -65504.f ? -65504.f : high);
+  if (SATURATE) {
+    low = low > 65504.f ? 65504.f : (low < -65504.f ? -65504.f : low);
+    high = high > 65504.f ? 65504.f : (high < -65504.f ? -65504.f : high);
+  }
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
 #endif
   return r;
@@ -71,9 +77,10 @@ __device__ __forceinline__ void unpack(const Eight& from, float* to) {
   unpack_two(from.x.z, to + 4);
   unpack_two(from.x.w, to + 6);
 }
+template <bool SATURATE>
 __device__ __forceinline__ Eight pack(const float* x) {
-  return {make_uint4(pack_two(x[0], x[1]), pack_two(x[2], x[3]), pack_two(x[4], x[5]),
-                     pack_two(x[6], x[7]))};
+  return {make_uint4(pack_two<SATURATE>(x[0], x[1]), pack_two<SATURATE>(x[2], x[3]),
+                     pack_two<SATURATE>(x[4], x[5]), pack_two<SATURATE>(x[6], x[7]))};
 }
 #endif
 
@@ -302,7 +309,7 @@ __device__ __forceinline__ void forward(
     __syncwarp();
     if (!ENDS) {
       get_eight(&s_u[step][eight * 8], x);
-      if (token >= 0) *reinterpret_cast<Eight*>(p_y + (i64)token * channels) = pack(x);
+      if (token >= 0) *reinterpret_cast<Eight*>(p_y + (i64)token * channels) = pack<true>(x);
       __syncwarp();
     }
   }
@@ -677,9 +684,9 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
       if (written.row >= 0) {
         float out[8];
         get_eight(&s_u[step][eight * 8], out);
-        *reinterpret_cast<Eight*>(p_du + (i64)written.row * channels) = pack(out);
+        *reinterpret_cast<Eight*>(p_du + (i64)written.row * channels) = pack<false>(out);
         get_eight(&s_delta[step][eight * 8], out);
-        *reinterpret_cast<Eight*>(p_ddt + (i64)written.row * channels) = pack(out);
+        *reinterpret_cast<Eight*>(p_ddt + (i64)written.row * channels) = pack<false>(out);
         get_eight(eight < 2 ? &s_bc[step][eight * 8] : &s_dc[step][(eight - 2) * 8], out);
         put_eight(p_dbc + (i64)written.row * (2 * N), out);
       }

@@ -18,7 +18,6 @@ from .common import (
     sequence_strides,
     sigmoid,
     softplus,
-    store,
     unit_stride,
 )
 from .triton_segments import segment_carries
@@ -84,7 +83,7 @@ def _reverse_step(
         b_gate = sigmoid(b_z)
         b_y = tl.sum(b_after * b_C[:, None], axis=0) + b_D * b_u
         b_dz = b_dy * b_y * b_gate * (1.0 + b_z * (1.0 - b_gate))
-        store(dz + o_dz + token * channels, b_dz, m_token)
+        tl.store(dz + o_dz + token * channels, b_dz, mask=m_token)
         b_dy *= b_z * b_gate
     b_g = b_carry + b_C[:, None] * b_dy[None, :]
     b_drive = b_delta * b_u
@@ -100,8 +99,8 @@ def _reverse_step(
         b_ddelta *= sigmoid(b_x)
     b_ddelta = tl.where(i_t < steps, b_ddelta, 0.0)
     b_dbias += b_ddelta
-    store(p_du + row * channels, b_delta * b_driven + b_D * b_dy, m_row)
-    store(p_ddt + row * channels, b_ddelta, m_row)
+    tl.store(p_du + row * channels, b_delta * b_driven + b_D * b_dy, mask=m_row)
+    tl.store(p_ddt + row * channels, b_ddelta, mask=m_row)
     return b_carry, b_dA, b_dD, b_dbias
 
 

@@ -13,6 +13,7 @@ from ..backends import CHUNK
 from ..causal_conv import scan_major
 from . import nvrtc
 from .common import WAVE, Launch, device_of, sequence_strides
+from .partials import sum_partials
 from .triton_segments import combine_segments
 
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -160,9 +161,9 @@ def scan_backward(dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, state
                 directions, blocks, steps, rows, channels, chunks,
                 shape.segment_chunks, shape.segments,
             )  # fmt: skip
-    dBC = (dBC.sum(2) if blocks > 1 else dBC[:, :, 0]).transpose(0, 1)
+    dBC = sum_partials(dBC, 2, u.dtype).transpose(0, 1)
     gradients = (
-        du.sum(1) if u.dim() == 3 else du,
+        sum_partials(du.transpose(0, 1), 0, u.dtype) if u.dim() == 3 else du,
         ddt,
         dA.sum((0, 2)),
         dBC[..., :n_states],

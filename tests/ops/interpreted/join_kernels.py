@@ -11,6 +11,7 @@ from kernel_cases import (
     DTYPES,
     MERGE_OPTIONS,
     NORM_OPTIONS,
+    check_attend,
     check_kernels,
     check_norm,
     conv_arguments,
@@ -18,10 +19,9 @@ from kernel_cases import (
     norm_arguments,
     pool_arguments,
 )
-from ops.helpers import GRADIENT_TOLERANCE, LAYOUTS, in_float64, random, relative_error
+from ops.helpers import LAYOUTS
 
 from localmamba.ops import cuda as kernels
-from localmamba.ops import reference_backend
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -73,16 +73,10 @@ def test_pooling_of_hostile_memory(layout, dtype):
     check_kernels(kernels, "pool", *arguments, dtype)
 
 
-def test_pooling_adds_its_gradient_onto_another():
-    gradient, tensors, rest = pool_arguments(15, 6, True, torch.float32)
-    onto = random(2, 3, 15, 6, seed=8)
-    results = kernels.pool_backward(gradient, *tensors.values(), *rest, onto)
-    doubles = in_float64(tensors)
-    truths = reference_backend.pool_backward(
-        gradient.double(), *doubles.values(), *rest, onto.double()
-    )
-    for name, x, truth in zip(tensors, results, truths, strict=True):
-        assert relative_error(x, truth) < GRADIENT_TOLERANCE[torch.float32], name
+@pytest.mark.parametrize("gate_first", [False, True])
+@pytest.mark.parametrize(("tokens", "channels"), [(1, 6), (15, 6), (70, 150)])
+def test_both_gradients_of_scattn(tokens, channels, gate_first):
+    check_attend(kernels, tokens, channels, gate_first, torch.float32)
 
 
 @subsets(MERGE_OPTIONS)
