@@ -187,12 +187,13 @@ def merge_arguments(
     device: str = "cpu",
     layout: Layout = torch.clone,
     gradient_layout: Layout = expanded,
+    directions: int = 3,
 ) -> tuple[Tensor, Inputs, tuple[float]]:
-    """For 2 images and 3 directions, a gradient, the merge's tensors by name, and eps."""
+    """For 2 images, a gradient, the merge's tensors by name, and eps."""
     tensors = {
-        "y": random(2, 3, tokens, channels, seed=1, dtype=dtype),
-        "channel_weights": random(2, 3, channels, seed=2),
-        "token_weights": random(2, 3, tokens, seed=3, dtype=dtype),
+        "y": random(2, directions, tokens, channels, seed=1, dtype=dtype),
+        "channel_weights": random(2, directions, channels, seed=2),
+        "token_weights": random(2, directions, tokens, seed=3, dtype=dtype),
         "z": random(2, tokens, channels, seed=4, dtype=dtype),
         "norm_weight": random(channels, seed=5),
         "norm_bias": random(channels, seed=6),

@@ -92,6 +92,13 @@ def test_merging_of_hostile_memory(layout):
     check_kernels(kernels, "merge", *arguments, torch.bfloat16)
 
 
+@pytest.mark.parametrize("options", [("channel", "z", "norm"), ("token", "channel")], ids=str)
+@pytest.mark.parametrize("directions", [1, 2, 8, 13])
+def test_merging_of_few_and_many_directions(directions, options):
+    arguments = merge_arguments(9, 70, options, torch.bfloat16, "cuda", directions=directions)
+    check_kernels(kernels, "merge", *arguments, torch.bfloat16)
+
+
 @each_dtype
 @pytest.mark.parametrize(
     ("shape", "options"),

@@ -11,108 +11,120 @@ import triton
 import triton.language as tl
 
 from .common import device_of, sigmoid, unit_stride
-from .merge import optional_contiguous, weighed_sum
+from .merge import optional_contiguous, weighed, weighed_sum
 from .tiles import (
     WIDTH,
     channel_offsets,
-    load_channels,
-    load_next,
-    load_rows,
+    direction_offsets,
+    load,
     normalised_rows,
+    sum_directions,
     sum_rows,
     sum_tokens,
     tiling,
+    token_offsets,
 )
 
 _TOKENS = 16
-"""Tokens of a program of the first kernel."""
+"""Tokens of a program of the first kernel, where all directions fit a tile; else a tile's."""
 
 
 @triton.jit
-def _sum_gradient(
-    dout, y, channel_weights, token_weights, z, norm_weight, norm_bias, dsum, dz,
-    p_dnorm_weight, p_dnorm_bias, dout_b, dout_t, z_b, z_t, i_t, i_b, K, length, channels, eps,
-    HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_NORM: tl.constexpr, TOKENS: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+def _gate_and_norm_gradient(
+    b_sum, b_g, b_z, norm_weight, norm_bias, dz, o_out, o_t, o_d, m, m_d, channels, eps,
+    HAS_Z: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
-    """Back through gate and norm, for a program's tokens; partial sums of the norm's gradients."""
-    o_d = channel_offsets(PARTS)
-    m_d = o_d < channels
-    b_dweight = tl.zeros([PARTS, BT, WIDTH], tl.float32)
-    b_dbias = tl.zeros([PARTS, BT, WIDTH], tl.float32)
-    for i in range(0, TOKENS, BT):
-        o_t = i_t * TOKENS + i + tl.arange(0, BT)[None, :, None]
-        m = (o_t < length) & m_d
-        o_out = i_b * length * channels + o_t * channels + o_d
-        b_g = load_rows(dout + i_b * dout_b, o_t * dout_t + o_d, m)
-        b_sum = weighed_sum(
-            y + i_b * K * length * channels, channel_weights + i_b * K * channels,
-            token_weights + i_b * K * length, o_t, o_d, m_d, K, length, channels,
-            HAS_CHANNEL, HAS_TOKEN, PARTS, BT,
-        )  # fmt: skip
-        b_weight = tl.full([1, 1, 1], 1.0, tl.float32)
-        b_xhat, b_normed, b_rstd = b_sum, b_sum, b_weight
-        if HAS_NORM:
-            b_xhat, b_rstd = normalised_rows(b_sum, m_d, channels, eps)
-            b_weight = load_channels(norm_weight, o_d, o_t, m)
-            b_normed = b_xhat * b_weight + load_channels(norm_bias, o_d, o_t, m)
-        if HAS_Z:
-            b_z = load_rows(z + i_b * z_b, o_t * z_t + o_d, m)
-            b_gate = sigmoid(b_z)
-            tl.store(dz + o_out, b_g * b_normed * b_gate * (1.0 + b_z * (1.0 - b_gate)), mask=m)
-            b_g *= b_z * b_gate
-        if HAS_NORM:
-            b_dweight += b_g * b_xhat
-            b_dbias += b_g
-            b_g *= b_weight
-            along = sum_rows(b_g * b_xhat) / channels
-            b_g = (b_g - sum_rows(b_g) / channels - b_xhat * along) * b_rstd
-        tl.store(dsum + o_out, b_g, mask=m)
+    """The gradient of the sum, and what it adds to those of the norm's weight and bias."""
+    b_weight = tl.full([1, 1, 1, 1], 1.0, tl.float32)
+    b_xhat, b_normed, b_rstd = b_sum, b_sum, b_weight
     if HAS_NORM:
-        tl.store(p_dnorm_weight + o_d, sum_tokens(b_dweight), mask=m_d)
-        tl.store(p_dnorm_bias + o_d, sum_tokens(b_dbias), mask=m_d)
+        b_xhat, b_rstd = normalised_rows(b_sum, m_d, channels, eps)
+        b_weight = load(norm_weight + o_d + o_t * 0, m)
+        b_normed = b_xhat * b_weight + load(norm_bias + o_d + o_t * 0, m)
+    if HAS_Z:
+        b_gate = sigmoid(b_z)
+        b_dz = b_g * b_normed * b_gate * (1.0 + b_z * (1.0 - b_gate))
+        tl.store(dz + o_out, b_dz, mask=m)
+        b_g *= b_z * b_gate
+    b_dbias, b_dweight = b_g, b_g * b_xhat
+    if HAS_NORM:
+        b_g *= b_weight
+        along = sum_rows(b_g * b_xhat) / channels
+        b_g = (b_g - sum_rows(b_g) / channels - b_xhat * along) * b_rstd
+    return b_g, b_dweight, b_dbias
 
 
 @triton.jit
 def sum_backward_kernel(
     dout, y, channel_weights, token_weights, z, norm_weight, norm_bias,
     dsum, dz, dchannel, dnorm_weight, dnorm_bias,
-    dout_b, dout_t, z_b, z_t, sum_b, sum_t, K, length, channels, blocks, eps,
+    dout_b, dout_t, z_b, z_t, K, length, channels, blocks, eps,
     HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_NORM: tl.constexpr, TOKENS: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    HAS_NORM: tl.constexpr, ONE_TILE: tl.constexpr, TOKENS: tl.constexpr,
+    BK: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the sum over directions, and partial sums of those of all weights."""
     i_t, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    if HAS_Z or HAS_NORM:
-        o_norm = (i_b * blocks + i_t) * channels
-        _sum_gradient(
-            dout, y, channel_weights, token_weights, z, norm_weight, norm_bias, dsum, dz,
-            dnorm_weight + o_norm, dnorm_bias + o_norm, dout_b, dout_t, z_b, z_t, i_t, i_b,
-            K, length, channels, eps, HAS_CHANNEL, HAS_TOKEN, HAS_Z, HAS_NORM, TOKENS, PARTS, BT,
-        )  # fmt: skip
-        tl.debug_barrier()  # what other threads stored is read now
-    if HAS_CHANNEL:
-        o_d = channel_offsets(PARTS)
-        m_d = o_d < channels
-        for i_k in range(K):
-            i_bk = i_b * K + i_k
-            b_dchannel = tl.zeros([PARTS, BT, WIDTH], tl.float32)
-            for i in range(0, TOKENS, BT):
-                o_t = i_t * TOKENS + i + tl.arange(0, BT)[None, :, None]
-                m = (o_t < length) & m_d
-                b_y = load_rows(y + i_bk * length * channels, o_t * channels + o_d, m)
-                b_y *= load_rows(dsum + i_b * sum_b, o_t * sum_t + o_d, m)
-                if HAS_TOKEN:
-                    b_y *= load_rows(token_weights + i_bk * length, o_t, o_t < length)
-                b_dchannel += b_y
-            o_part = (i_bk * blocks + i_t) * channels + o_d
-            tl.store(dchannel + o_part, sum_tokens(b_dchannel), mask=m_d)
+    o_d = channel_offsets(PARTS)
+    m_d = o_d < channels
+    b_dweight = tl.zeros([1, PARTS, BT, WIDTH], tl.float32)
+    b_dbias = tl.zeros([1, PARTS, BT, WIDTH], tl.float32)
+    b_dchannel = tl.zeros([BK, PARTS, BT, WIDTH], tl.float32)
+    for i in range(0, TOKENS, BT):
+        o_t = i_t * TOKENS + i + token_offsets(BT)
+        m = (o_t < length) & m_d
+        o_out = (i_b * length + o_t) * channels + o_d
+        b_g = load(dout + i_b * dout_b + o_t * dout_t + o_d, m)
+        b_z = tl.zeros([1, 1, 1, 1], tl.float32)
+        if HAS_Z:
+            b_z = load(z + i_b * z_b + o_t * z_t + o_d, m)
+        b_y = tl.zeros([BK, PARTS, BT, WIDTH], tl.float32)
+        if HAS_Z or HAS_NORM or ONE_TILE:
+            b_sum, b_y = weighed_sum(
+                y, channel_weights, token_weights, i_b, o_t, o_d, m, K, length, channels,
+                HAS_CHANNEL, HAS_TOKEN, BK, PARTS, BT,
+            )  # fmt: skip
+            if HAS_Z or HAS_NORM:
+                b_g, b_w, b_b = _gate_and_norm_gradient(
+                    b_sum, b_g, b_z, norm_weight, norm_bias, dz, o_out, o_t, o_d, m, m_d,
+                    channels, eps, HAS_Z, HAS_NORM,
+                )  # fmt: skip
+                b_dweight += b_w
+                b_dbias += b_b
+                tl.store(dsum + o_out, b_g, mask=m)
+        if HAS_CHANNEL and ONE_TILE:
+            o_bk = i_b * K + direction_offsets(BK)
+            m_y = m & (direction_offsets(BK) < K)
+            b_dchannel += b_g * weighed(
+                b_y, channel_weights, token_weights, o_bk, o_t, o_d, m_y, length, channels,
+                False, HAS_TOKEN,
+            )  # fmt: skip
+        elif HAS_CHANNEL:
+            for k in range(0, K, BK):
+                o_k = k + direction_offsets(BK)
+                m_y = m & (o_k < K)
+                o_bk = i_b * K + o_k
+                b_y = load(y + (o_bk * length + o_t) * channels + o_d, m_y)
+                b_product = b_g * weighed(
+                    b_y, channel_weights, token_weights, o_bk, o_t, o_d, m_y, length, channels,
+                    False, HAS_TOKEN,
+                )  # fmt: skip
+                p_part = dchannel + (o_bk * blocks + i_t) * channels + o_d
+                tl.store(p_part, sum_tokens(b_product), mask=m_d & (o_k < K))
+    if HAS_CHANNEL and ONE_TILE:
+        o_part = ((i_b * K + direction_offsets(BK)) * blocks + i_t) * channels + o_d
+        m_part = m_d & (direction_offsets(BK) < K)
+        tl.store(dchannel + o_part, sum_tokens(b_dchannel), mask=m_part)
+    if HAS_NORM:
+        o_norm = (i_b * blocks + i_t) * channels + o_d
+        tl.store(dnorm_weight + o_norm, sum_tokens(b_dweight), mask=m_d)
+        tl.store(dnorm_bias + o_norm, sum_tokens(b_dbias), mask=m_d)
 
 
 @triton.jit
-def _pool_gradient(b_y, b_act, b_g, m_d, channels, eps):
-    """Of the gated outputs of one direction, a tile; b_g is the gradient of the normalised ones."""
-    b_xhat, b_rstd = normalised_rows(b_y * b_act, m_d, channels, eps)
+def _pool_gradient(b_gated, b_g, m_d, channels, eps):
+    """Of gated outputs, a tile; b_g is the gradient of the normalised ones."""
+    b_xhat, b_rstd = normalised_rows(b_gated, m_d, channels, eps)
     along = sum_rows(b_xhat * b_g) / channels
     return tl.where(m_d, b_g - sum_rows(b_g) / channels - b_xhat * along, 0.0) * b_rstd
 
@@ -123,60 +135,63 @@ def branch_backward_kernel(
     sum_b, sum_t, z_b, z_t, K, length, channels, eps,
     HAS_SUM: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
     HAS_POOL: tl.constexpr, HAS_Z: tl.constexpr, ADDS_DZ: tl.constexpr,
-    PARTS: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """The gradients of every direction's output, of its token weights and of the pooling's gate."""
     i_t, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_d = channel_offsets(PARTS)
-    o_t = i_t * BT + tl.arange(0, BT)[None, :, None]
-    m_d, m_t = o_d < channels, o_t < length
-    m = m_t & m_d
-    o_rows = o_t * channels + o_d
-    b_sum = tl.zeros([1, 1, 1], tl.float32)
+    o_t = i_t * BT + token_offsets(BT)
+    m_d = o_d < channels
+    m = (o_t < length) & m_d
+    b_sum = tl.zeros([1, 1, 1, 1], tl.float32)
     if HAS_SUM:
-        b_sum = load_rows(dsum + i_b * sum_b, o_t * sum_t + o_d, m)
-    b_act = tl.full([1, 1, 1], 1.0, tl.float32)
-    b_dact = tl.zeros([PARTS, BT, WIDTH], tl.float32)
+        b_sum = load(dsum + i_b * sum_b + o_t * sum_t + o_d, m)
+    b_gate = tl.full([1, 1, 1, 1], 1.0, tl.float32)
+    b_z, b_act = b_gate, b_gate
+    b_dact = tl.zeros([1, PARTS, BT, WIDTH], tl.float32)
     if HAS_Z:
-        b_z = load_rows(z + i_b * z_b, o_t * z_t + o_d, m)
-        b_act = b_z * sigmoid(b_z)
-    p_y = y + i_b * K * length * channels
-    b_next = tl.load(p_y + o_rows, mask=m, other=0.0)
-    for i_k in range(K):
-        i_bk = i_b * K + i_k
-        b_y = b_next.to(tl.float32)
-        p_y += length * channels
-        b_next = load_next(p_y + o_rows, m, i_k, K)
-        b_dy = tl.zeros([PARTS, BT, WIDTH], tl.float32)
+        b_z = load(z + i_b * z_b + o_t * z_t + o_d, m)
+        b_gate = sigmoid(b_z)
+        b_act = b_z * b_gate
+    for k in range(0, K, BK):
+        o_k = k + direction_offsets(BK)
+        o_bk = i_b * K + o_k
+        m_y = m & (o_k < K)
+        o_y = (o_bk * length + o_t) * channels + o_d
+        b_y = load(y + o_y, m_y)
+        b_dy = tl.zeros([BK, PARTS, BT, WIDTH], tl.float32)
         if HAS_SUM:
             b_dy += b_sum
-            if HAS_CHANNEL:
-                b_dy *= load_channels(channel_weights + i_bk * channels, o_d, o_t, m)
+            b_dy = weighed(
+                b_dy, channel_weights, token_weights, o_bk, o_t, o_d, m_y, length, channels,
+                HAS_CHANNEL, False,
+            )  # fmt: skip
             if HAS_TOKEN:
-                tl.store(dtoken + i_bk * length + o_t, sum_rows(b_dy * b_y), mask=m_t)
-                b_dy *= load_rows(token_weights + i_bk * length, o_t, m_t)
+                m_token = (o_t < length) & (o_k < K)
+                tl.store(dtoken + o_bk * length + o_t, sum_rows(b_dy * b_y), mask=m_token)
+                b_dy *= load(token_weights + o_bk * length + o_t, m_token)
         if HAS_POOL:
-            b_g = load_channels(dmeans + i_bk * channels, o_d, o_t, m) / length
-            b_g = _pool_gradient(b_y, b_act, b_g, m_d, channels, eps)
-            b_dact += b_g * b_y
+            b_g = load(dmeans + o_bk * channels + o_d + o_t * 0, m_y) / length
+            b_g = _pool_gradient(b_y * b_act, b_g, m_d, channels, eps)
+            b_dact += sum_directions(b_g * b_y)
             b_dy += b_g * b_act
-        tl.store(dy + i_bk * length * channels + o_rows, b_dy, mask=m)
+        tl.store(dy + o_y, b_dy, mask=m_y)
     if HAS_Z:
-        b_z = load_rows(z + i_b * z_b, o_t * z_t + o_d, m)
-        b_gate = sigmoid(b_z)
+        p_dz = dz + (i_b * length + o_t) * channels + o_d
         b_dz = b_dact * b_gate * (1.0 + b_z * (1.0 - b_gate))
-        p_dz = dz + i_b * length * channels
         if ADDS_DZ:
-            b_dz += load_rows(p_dz, o_rows, m)
-        tl.store(p_dz + o_rows, b_dz, mask=m)
+            b_dz += load(p_dz, m)
+        tl.store(p_dz, b_dz, mask=m)
 
 
 def _sum_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
     """Gradients of the sum over directions, of channel weights, z, the norm's weight and bias."""
     batch, directions, length, channels = y.shape
     changes = z is not None or norm_weight is not None
-    parts, tokens, warps = tiling(channels, _TOKENS)
-    blocks = triton.cdiv(length, _TOKENS)
+    tile = tiling(directions, channels)
+    one_tile = directions <= tile.directions
+    tokens = max(_TOKENS, tile.tokens) if one_tile else tile.tokens
+    blocks = triton.cdiv(length, tokens)
 
     def partials(weights, *leading):
         shape = (*leading, blocks, channels)
@@ -190,12 +205,12 @@ def _sum_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_
         dz = None if z is None else torch.empty_like(dsum, dtype=z.dtype)
     if changes or channel_weights is not None:
         sum_backward_kernel[(blocks, batch)](
-            dout, y, *_pointers(y, channel_weights, token_weights), z, norm_weight, norm_bias,
-            dsum, dz, dchannel, *_pointers(y, dweight, dbias), *_strides(dout, z, dsum),
+            dout, y, channel_weights, token_weights, z, norm_weight, norm_bias,
+            dsum, dz, dchannel, dweight, dbias, *_strides(dout, z),
             directions, length, channels, blocks, eps,
             HAS_CHANNEL=channel_weights is not None, HAS_TOKEN=token_weights is not None,
             HAS_Z=z is not None, HAS_NORM=norm_weight is not None,
-            TOKENS=_TOKENS, PARTS=parts, BT=tokens, num_warps=warps,
+            ONE_TILE=one_tile, TOKENS=tokens, **tile.arguments(),
         )  # fmt: skip
     if dchannel is not None:
         dchannel = dchannel.sum(2)
@@ -206,25 +221,21 @@ def _sum_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_
 def _branch_backward(y, dsum, channel_weights, token_weights, dmeans, z, dz, eps):
     """Gradients of the outputs, the token weights and z (added to dz, if that is there)."""
     batch, directions, length, channels = y.shape
-    parts, tokens, warps = tiling(channels)
+    # Two at a time: the gradients of four do not fit the registers.
+    tile = tiling(directions, channels, at_once=2)
     dy, dtoken, adds = torch.empty_like(y), None, dz is not None
     if token_weights is not None:
         dtoken = torch.empty((batch, directions, length), device=y.device)
     if z is not None and dz is None:
         dz = torch.empty((batch, length, channels), dtype=z.dtype, device=y.device)
-    branch_backward_kernel[(triton.cdiv(length, tokens), batch)](
+    branch_backward_kernel[(triton.cdiv(length, tile.tokens), batch)](
         dsum, y, channel_weights, token_weights, dmeans, z, dy, dtoken, dz, *_strides(dsum, z),
         directions, length, channels, eps,
         HAS_SUM=dsum is not None, HAS_CHANNEL=channel_weights is not None,
         HAS_TOKEN=token_weights is not None, HAS_POOL=dmeans is not None, HAS_Z=z is not None,
-        ADDS_DZ=adds, PARTS=parts, BT=tokens, num_warps=warps,
+        ADDS_DZ=adds, **tile.arguments(),
     )  # fmt: skip
     return dy, dtoken, dz
-
-
-def _pointers(like, *tensors):
-    """Tensors, or another where one is missing: a kernel may add to a pointer it never reads."""
-    return [like if x is None else x for x in tensors]
 
 
 def _strides(*tensors):

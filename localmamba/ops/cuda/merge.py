@@ -11,34 +11,50 @@ from .common import device_of, sigmoid, store, unit_stride
 from .tiles import (
     WIDTH,
     channel_offsets,
-    load_channels,
-    load_next,
-    load_rows,
+    direction_offsets,
+    load,
     normalised_rows,
+    sum_directions,
     tiling,
+    token_offsets,
 )
 
 
 @triton.jit
-def weighed_sum(
-    p_y, p_channel, p_token, o_t, o_d, m_d, K, length, channels,
-    HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+def weighed(
+    b_y, channel_weights, token_weights, o_bk, o_t, o_d, m, length, channels,
+    HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
 ):  # fmt: skip
-    """Of one image, whose first direction the pointers point to: a tile [PARTS, BT, WIDTH]."""
-    m = (o_t < length) & m_d
-    b_sum = tl.zeros([PARTS, BT, WIDTH], tl.float32)
-    o_y = o_t * channels + o_d
-    b_next = tl.load(p_y + o_y, mask=m, other=0.0)
-    for i_k in range(K):
-        b_y = b_next.to(tl.float32)
-        p_y += length * channels
-        b_next = load_next(p_y + o_y, m, i_k, K)
-        if HAS_CHANNEL:
-            b_y *= load_channels(p_channel + i_k * channels, o_d, o_t, m)
-        if HAS_TOKEN:
-            b_y *= load_rows(p_token, i_k * length + o_t, o_t < length)
-        b_sum += b_y
-    return b_sum
+    """Outputs times their weights, a tile."""
+    if HAS_CHANNEL:
+        # As a tile: every lane reads what it needs, and nothing is exchanged.
+        b_y *= load(channel_weights + o_bk * channels + o_d + o_t * 0, m)
+    if HAS_TOKEN:
+        b_y *= load(token_weights + o_bk * length + o_t + o_d * 0, m)
+    return b_y
+
+
+@triton.jit
+def weighed_sum(
+    y, channel_weights, token_weights, i_b, o_t, o_d, m, K, length, channels,
+    HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
+    BK: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """Over all directions, [1, PARTS, BT, WIDTH], and the outputs of the last few of them."""
+    b_sum = tl.zeros([1, PARTS, BT, WIDTH], tl.float32)
+    b_y = tl.zeros([BK, PARTS, BT, WIDTH], tl.float32)
+    for k in range(0, K, BK):
+        o_k = k + direction_offsets(BK)
+        m_y = m & (o_k < K)
+        o_bk = i_b * K + o_k
+        b_y = load(y + (o_bk * length + o_t) * channels + o_d, m_y)
+        b_sum += sum_directions(
+            weighed(
+                b_y, channel_weights, token_weights, o_bk, o_t, o_d, m_y, length, channels,
+                HAS_CHANNEL, HAS_TOKEN,
+            )
+        )  # fmt: skip
+    return b_sum, b_y
 
 
 @triton.jit
@@ -46,26 +62,27 @@ def merge_forward_kernel(
     y, channel_weights, token_weights, z, norm_weight, norm_bias, out,
     z_b, z_t, K, length, channels, eps,
     HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_NORM: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    HAS_NORM: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     i_t, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_d = channel_offsets(PARTS)
-    o_t = i_t * BT + tl.arange(0, BT)[None, :, None]
+    o_t = i_t * BT + token_offsets(BT)
     m_d = o_d < channels
     m = (o_t < length) & m_d
-    b_out = weighed_sum(
-        y + i_b * K * length * channels, channel_weights + i_b * K * channels,
-        token_weights + i_b * K * length, o_t, o_d, m_d, K, length, channels,
-        HAS_CHANNEL, HAS_TOKEN, PARTS, BT,
+    b_z = tl.zeros([1, 1, 1, 1], tl.float32)
+    if HAS_Z:
+        b_z = load(z + i_b * z_b + o_t * z_t + o_d, m)
+    b_out, _ = weighed_sum(
+        y, channel_weights, token_weights, i_b, o_t, o_d, m, K, length, channels,
+        HAS_CHANNEL, HAS_TOKEN, BK, PARTS, BT,
     )  # fmt: skip
     if HAS_NORM:
         b_out, _ = normalised_rows(b_out, m_d, channels, eps)
-        b_out *= load_channels(norm_weight, o_d, o_t, m)
-        b_out += load_channels(norm_bias, o_d, o_t, m)
+        b_out *= load(norm_weight + o_d + o_t * 0, m)
+        b_out += load(norm_bias + o_d + o_t * 0, m)
     if HAS_Z:
-        b_z = load_rows(z + i_b * z_b, o_t * z_t + o_d, m)
         b_out *= b_z * sigmoid(b_z)
-    store(out + i_b * length * channels + o_t * channels + o_d, b_out, m)
+    store(out + (i_b * length + o_t) * channels + o_d, b_out, m)
 
 
 def optional_contiguous(*tensors):
@@ -80,14 +97,12 @@ def merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, 
     batch, directions, length, channels = y.shape
     out = torch.empty((batch, length, channels), dtype=y.dtype, device=y.device)
     if out.numel() > 0:
-        parts, tokens, warps = tiling(channels)
+        tile = tiling(directions, channels)
         with device_of(y):
-            merge_forward_kernel[(triton.cdiv(length, tokens), batch)](
-                y, *(y if x is None else x for x in (channel_weights, token_weights)),
-                z, norm_weight, norm_bias, out,
+            merge_forward_kernel[(triton.cdiv(length, tile.tokens), batch)](
+                y, channel_weights, token_weights, z, norm_weight, norm_bias, out,
                 *((0, 0) if z is None else z.stride()[:2]), directions, length, channels, eps,
                 HAS_CHANNEL=channel_weights is not None, HAS_TOKEN=token_weights is not None,
-                HAS_Z=z is not None, HAS_NORM=norm_weight is not None,
-                PARTS=parts, BT=tokens, num_warps=warps,
+                HAS_Z=z is not None, HAS_NORM=norm_weight is not None, **tile.arguments(),
             )  # fmt: skip
     return out

@@ -1,7 +1,9 @@
 """Tiles of whole rows: what the kernels over SCAttn and the sum over directions share (Triton).
 
-A tile holds all channels of some tokens as [parts, tokens, WIDTH]. Eight lanes read a part of a row
-in half precision, so that a sum over a row, the costly step here, leaves them in three exchanges.
+A tile holds all channels of some tokens, of some directions at once, as [directions, parts, tokens,
+WIDTH]. All directions are loaded before one is used, since memory is what these kernels wait for.
+Eight lanes read a part of a row in half precision, so that a sum over a row, the costly step,
+leaves them in few exchanges.
 """
 
 from typing import NamedTuple
@@ -13,61 +15,73 @@ WIDTH = tl.constexpr(64)
 """Channels of a part."""
 
 _TILE = 512
-"""Elements of a warp's tile: 16 of a lane."""
+"""Elements of one direction in a warp's tile: 16 of a lane."""
 
 
 class Tiling(NamedTuple):
-    """How rows are cut into tiles."""
+    """How rows are cut into tiles; all but `warps` are powers of two."""
 
+    directions: int
     parts: int
-    """Parts of a row, a power of two."""
+    """Parts of a row."""
     tokens: int
-    """Tokens of a tile, a power of two."""
     warps: int
 
+    def arguments(self) -> dict[str, int]:
+        """As the kernels take them."""
+        return {"BK": self.directions, "PARTS": self.parts, "BT": self.tokens} | {
+            "num_warps": self.warps
+        }
 
-def tiling(channels: int, most_tokens: int = 16) -> Tiling:
-    """Tiles of a warp's size; longer rows take more warps."""
+
+def tiling(directions: int, channels: int, at_once: int = 4) -> Tiling:
+    """Tiles of a warp's size, of so many directions at most; longer rows take more warps."""
     width = WIDTH.value
     parts = triton.next_power_of_2(triton.cdiv(channels, width))
-    tokens = min(max(_TILE // (parts * width), 1), most_tokens)
-    return Tiling(parts, tokens, max(1, parts * width // _TILE))
+    at_once = min(triton.next_power_of_2(directions), at_once)
+    return Tiling(at_once, parts, max(_TILE // (parts * width), 1), max(parts * width // _TILE, 1))
 
 
 @triton.jit
 def channel_offsets(PARTS: tl.constexpr):
-    """[PARTS, 1, WIDTH]."""
-    return (tl.arange(0, PARTS) * WIDTH)[:, None, None] + tl.arange(0, WIDTH)[None, None, :]
+    """[1, PARTS, 1, WIDTH]."""
+    o_part = (tl.arange(0, PARTS) * WIDTH)[None, :, None, None]
+    return o_part + tl.arange(0, WIDTH)[None, None, None, :]
 
 
 @triton.jit
-def load_rows(pointer, offsets, mask):
-    return tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+def token_offsets(BT: tl.constexpr):
+    """[1, 1, BT, 1]."""
+    return tl.arange(0, BT)[None, None, :, None]
 
 
 @triton.jit
-def load_channels(pointer, o_d, o_t, mask):
-    """A vector over channels, as a tile: every lane reads what it needs, nothing is exchanged."""
-    return tl.load(pointer + o_d + o_t * 0, mask=mask, other=0.0).to(tl.float32)
+def direction_offsets(BK: tl.constexpr):
+    """[BK, 1, 1, 1]."""
+    return tl.arange(0, BK)[:, None, None, None]
 
 
 @triton.jit
-def load_next(pointers, mask, i, count):
-    """What the next turn of a loop needs, loaded before this one works; nothing in the last."""
-    there = (tl.zeros([1, 1, 1], tl.int32) + i + 1) < count
-    return tl.load(pointers, mask=mask & there, other=0.0)
+def load(pointers, mask):
+    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def sum_rows(b_x):
-    """[PARTS, BT, WIDTH] -> [1, BT, 1]."""
-    return tl.sum(tl.sum(b_x, axis=2, keep_dims=True), axis=0, keep_dims=True)
+    """Over channels: [*, PARTS, BT, WIDTH] -> [*, 1, BT, 1]."""
+    return tl.sum(tl.sum(b_x, axis=3, keep_dims=True), axis=1, keep_dims=True)
 
 
 @triton.jit
 def sum_tokens(b_x):
-    """[PARTS, BT, WIDTH] -> [PARTS, 1, WIDTH]."""
-    return tl.sum(b_x, axis=1, keep_dims=True)
+    """[*, PARTS, BT, WIDTH] -> [*, PARTS, 1, WIDTH]."""
+    return tl.sum(b_x, axis=2, keep_dims=True)
+
+
+@triton.jit
+def sum_directions(b_x):
+    """[BK, PARTS, BT, WIDTH] -> [1, PARTS, BT, WIDTH]."""
+    return tl.sum(b_x, axis=0, keep_dims=True)
 
 
 @triton.jit

@@ -97,6 +97,13 @@ def test_merging_of_hostile_memory(layout, dtype):
     check_kernels(kernels, "merge", *arguments, dtype)
 
 
+@pytest.mark.parametrize("options", [("channel", "z", "norm"), ("token", "channel")], ids=str)
+@pytest.mark.parametrize("directions", [1, 2, 8, 13])
+def test_merging_of_few_and_many_directions(directions, options):
+    arguments = merge_arguments(9, 70, options, torch.float32, directions=directions)
+    check_kernels(kernels, "merge", *arguments, torch.float32)
+
+
 @subsets(NORM_OPTIONS)
 def test_residual_norm(options):
     check_norm(kernels, norm_arguments((2, 15, 6), options, torch.float32), torch.float32)
