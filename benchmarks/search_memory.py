@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import localmamba  # noqa: F401 - registers the models
-from localmamba.ops import scan_order
+from localmamba.ops import PADDING, scan_order
 from localmamba.search import SearchSettings, make_strategy
 from localmamba.search.step import search_step
 from localmamba.search.supernet import find_mixers
@@ -67,7 +67,8 @@ def many_directions(count: int) -> list[str]:
     windows.sort(key=lambda name: scan_order(name, GRID).index.size)
     orders: dict[bytes, str] = {}
     for name in ["h", "v", "snake", "diagonal", "hilbert", *windows]:
-        orders.setdefault(scan_order(name, GRID).index.tobytes(), name)
+        index = scan_order(name, GRID).index
+        orders.setdefault(index[index != PADDING].tobytes(), name)
     return [name for base in orders.values() for name in (base, f"{base}_flip")][:count]
 
 

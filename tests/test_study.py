@@ -1,6 +1,7 @@
 """The study on Fashion-MNIST from end to end, on noise and at its smallest size."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +23,8 @@ SIZES = [
 ]  # fmt: skip
 
 
-def run(script: str, *words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, STUDY / script, *words]
+def run(*words: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, STUDY / "study.py", *SIZES, *words]
     return subprocess.run([str(word) for word in command], capture_output=True, text=True)
 
 
@@ -44,7 +45,7 @@ def images(tmp_path_factory) -> Path:
 def study(images, tmp_path_factory) -> Path:
     """The folder of a study of three arms, one of them searched."""
     folder = tmp_path_factory.mktemp("study")
-    done = run("study.py", *SIZES, "--data", images, "--output", folder)
+    done = run("--data", images, "--output", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -100,7 +101,7 @@ def test_a_study_goes_on_where_it_was_cut_and_past_failures(study, images, tmp_p
     np.savez(tmp_path / "bad.npz", **arrays)
     folder = tmp_path / "on"
     words = ("--data", tmp_path / "bad.npz", "--earlier", earlier, "--output", folder)
-    done = run("study.py", *SIZES, *words)
+    done = run(*words)
     assert done.returncode == 1
     assert "FAILED train rows 0" in done.stdout
     records = records_of(folder)
@@ -109,9 +110,9 @@ def test_a_study_goes_on_where_it_was_cut_and_past_failures(study, images, tmp_p
     assert (last["kind"], last["what"], last["seed"]) == ("search", "softmax", 1)
 
 
-def test_report(study, tmp_path):
-    done = run("report.py", study / "results.jsonl", tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_report(study, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(STUDY)
+    runpy.run_path(str(STUDY / "report.py"))["main"](study / "results.jsonl", tmp_path)
     page = (tmp_path / "fashion_mnist.md").read_text()
     assert "Of 2 comparisons with rows only" in page
     for record in records_of(study):

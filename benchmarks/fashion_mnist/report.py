@@ -281,9 +281,9 @@ def page(records: Records, figures: list[str]) -> str:
             *verdict(records),
             *accuracy_table(records),
             "",
-            "The first three arms of the ablation (rows only, windows only, rows and windows) have no "
-            "SCAttn, the others `channel` if nothing else is said. Deviations are of the seeds; "
-            "after ±, of the differences between runs of one seed.",
+            "The first three arms (rows only, windows only, rows and windows) have no SCAttn, the "
+            "others `channel` if nothing else is said. Deviations are of the seeds; after ±, of "
+            "the differences between runs of one seed.",
             "",
             *significance(records),
             *unfinished(records),

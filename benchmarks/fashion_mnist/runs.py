@@ -269,4 +269,5 @@ def measure(step: Callable[[], object], device: torch.device, memory_before: int
     record: dict = {"milliseconds": (time.perf_counter() - start) / TIMED_STEPS * 1e3}
     if device.type == "cuda":
         record["memory_bytes"] = torch.cuda.max_memory_allocated() - memory_before
+        torch.cuda.empty_cache()  # for the runs beside the next ones
     return record

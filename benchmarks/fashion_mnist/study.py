@@ -216,25 +216,30 @@ class Study:
 
     def __init__(self, results: Results, setup: Setup, data: Path, deadline: float):
         self.results, self.setup, self.data, self.deadline = results, setup, data, deadline
+        self.crew: list[Worker] = []
         self.failed: list[Task] = []
         self.took: dict[tuple[str, str], float] = {}
 
     def run(self, tasks: Iterable[Task], devices: list[str]) -> int:
         """Runs what is not done yet, a task at a time on each of the devices.
 
+        The processes stay for a next call, whose devices begin with these.
+
         Returns:
             How many are not done: for lack of time, or because they or what they need failed.
         """
         tasks = list(tasks)
         waiting = [task for task in tasks if task not in self.results.done]
-        crew = [self._worker(device) for device in devices[: len(waiting)]]
-        try:
-            while self._work(crew, waiting):
-                pass
-        finally:
-            for worker in crew:
-                worker.stop()
+        for device in devices[len(self.crew) : len(waiting)]:
+            self.crew.append(self._worker(device))
+        while self._work(self.crew[: len(devices)], waiting):
+            pass
         return sum(task not in self.results.done for task in tasks)
+
+    def stop(self) -> None:
+        """Ends the processes."""
+        for worker in self.crew:
+            worker.stop()
 
     def _worker(self, device: str) -> Worker:
         return Worker(device, self.data, self.setup.images)
@@ -245,12 +250,12 @@ class Study:
             if worker.task is None and (task := self._next(waiting)):
                 waiting.remove(task)
                 worker.start(task, self.setup, *self._order(task))
-        busy = {worker.pipe: i for i, worker in enumerate(crew) if worker.task}
+        busy = {worker.pipe: worker for worker in crew if worker.task}
         ready = wait(list(busy), max(self.deadline - time.monotonic(), 0)) if busy else []
-        for i in (busy[pipe] for pipe in ready):
-            if not self._finish(*crew[i].finish()):
-                crew[i].stop()
-                crew[i] = self._worker(crew[i].device)
+        for worker in (busy[pipe] for pipe in ready):
+            if not self._finish(*worker.finish()):
+                worker.stop()
+                self.crew[self.crew.index(worker)] = self._worker(worker.device)
         return bool(ready)
 
     def _next(self, waiting: list[Task]) -> Task | None:
@@ -315,9 +320,10 @@ def main() -> None:
     devices = (["cpu"] if arguments.device == "cpu" else gpus) * arguments.workers
     left = 0
     if not arguments.no_costs:
-        # Alone on the machine; the workers after it find its kernels compiled.
+        # Alone on the machine; the processes after it find its kernels compiled.
         left += study.run(cost_tasks(arguments.arms), devices[:1])
     left += study.run(seed_tasks(arguments.arms, arguments.seeds), devices)
+    study.stop()
     if left:
         print(f"{left} runs are not done, {len(study.failed)} failed: go on with --earlier")
     print(results.path)
