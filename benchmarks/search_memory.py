@@ -9,6 +9,7 @@ strategy a step in which alpha learns too. Quality: the study of benchmarks/fash
 """
 
 import argparse
+import gc
 import json
 import time
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ def many_directions(count: int) -> list[str]:
 
 def measure(case: Case, batch: int, timed: int) -> dict:
     """Gigabytes, and seconds of a step, of one case."""
+    gc.collect()  # hooks of the case before hold its model in a circle
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.manual_seed(0)

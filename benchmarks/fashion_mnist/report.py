@@ -91,6 +91,13 @@ def compare(records: Records, arm: str, other: str = BASELINE.name) -> Test | No
     return Test(mean(gaps), stdev(gaps), float(p), len(seeds))
 
 
+def shown_p(p: float) -> str:
+    """Three digits; nothing where all differences are equal."""
+    if math.isnan(p):
+        return ""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def accuracy_table(records: Records) -> list[str]:
     """A row for each arm."""
     lines = [
@@ -103,7 +110,7 @@ def accuracy_table(records: Records) -> list[str]:
             continue
         test = compare(records, arm.name)
         gap = "" if test is None else f"{test.gap:+.2f} ± {test.deviation:.2f}"
-        p = "" if test is None or math.isnan(test.p) else f"{test.p:.3f}"
+        p = "" if test is None else shown_p(test.p)
         deviation = f"{stdev(values):.2f}" if len(values) > 1 else ""
         first = next(iter(records["train", arm.name].values()))
         lines.append(
@@ -216,7 +223,7 @@ def verdict(records: Records) -> list[str]:
         test = compare(records, "searched", other)
         if test is not None:
             word = "better than" if test.gap > 0 else "not better than"
-            p = "" if math.isnan(test.p) else f", p {test.p:.3f} (paired t-test)"
+            p = f", p {shown_p(test.p)} (paired t-test)" if shown_p(test.p) else ""
             lines.append(
                 f"- The searched model is {word} {label} in the mean over {test.seeds} seeds: "
                 f"{test.gap:+.2f} points{p}."
