@@ -117,9 +117,11 @@ def serve(pipe: Connection, device: str, path: Path, images: int) -> None:
         except EOFError:
             return
         try:
-            pipe.send(run_task(data, *order))
+            answer: dict | str = run_task(data, *order)
         except Exception:
-            pipe.send(traceback.format_exc())
+            answer = traceback.format_exc()
+        pipe.send(answer)
+        if isinstance(answer, str):
             return
 
 
