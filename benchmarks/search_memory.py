@@ -9,6 +9,7 @@ strategy a step in which alpha learns too. Quality: the study of benchmarks/fash
 """
 
 import argparse
+import gc
 import json
 import time
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import localmamba  # noqa: F401 - registers the models
-from localmamba.ops import scan_order
+from localmamba.ops import PADDING, scan_order
 from localmamba.search import SearchSettings, make_strategy
 from localmamba.search.step import search_step
 from localmamba.search.supernet import find_mixers
@@ -67,12 +68,14 @@ def many_directions(count: int) -> list[str]:
     windows.sort(key=lambda name: scan_order(name, GRID).index.size)
     orders: dict[bytes, str] = {}
     for name in ["h", "v", "snake", "diagonal", "hilbert", *windows]:
-        orders.setdefault(scan_order(name, GRID).index.tobytes(), name)
+        index = scan_order(name, GRID).index
+        orders.setdefault(index[index != PADDING].tobytes(), name)
     return [name for base in orders.values() for name in (base, f"{base}_flip")][:count]
 
 
 def measure(case: Case, batch: int, timed: int) -> dict:
     """Gigabytes, and seconds of a step, of one case."""
+    gc.collect()  # hooks of the case before hold its model in a circle
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.manual_seed(0)

@@ -1,41 +1,73 @@
 """From the results of study.py to docs/results/fashion_mnist.md, its figures and its JSON.
 
-    python benchmarks/fashion_mnist/report.py runs/study/results.jsonl [docs/results]
+    PYTHONPATH=. python benchmarks/fashion_mnist/report.py runs/study/results.jsonl [docs/results]
 
 Every figure in the page comes from the records; nothing is typed in.
 """
 
 import json
+import math
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
 import numpy as np
-from arms import ARMS, BASELINE
+from arms import ARMS, BASELINE, KEEP, Setup
 from matplotlib.figure import Figure
-from scipy.stats import ttest_rel
+from records import as_line, read_records
+from scipy.stats import ttest_1samp
 
 from localmamba.figures.directions import draw_directions
 from localmamba.figures.probabilities import draw_probabilities
 from localmamba.figures.style import FAINT, INK, save_figure
 from localmamba.ops import CANDIDATES
-from localmamba.search import agreement
+from localmamba.search import STRATEGIES, agreement
+
+ALPHA = 0.05
 
 Records = dict[tuple[str, str], dict[int, dict]]
 """(kind, arm or strategy) -> seed -> record."""
 
 
+class Test(NamedTuple):
+    """A paired t-test over seeds: mean and deviation of the differences, p of two sides, seeds."""
+
+    gap: float
+    deviation: float
+    p: float
+    seeds: int
+
+
 def read(path: Path) -> Records:
-    """The records of a results file; ValueError if they are of several setups or devices."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    """The records of a results file; ValueError if they are of several setups."""
     records: Records = defaultdict(dict)
-    for record in lines:
+    for record in read_records(path):
         records[record["kind"], record["what"]][record["seed"]] = record
-    settings = {json.dumps([line["setup"], line["device"]], sort_keys=True) for line in lines}
-    if len(settings) != 1:
-        raise ValueError(f"{path} holds {len(settings)} different setups or devices; one is needed")
+    setups = {json.dumps(record["setup"], sort_keys=True) for record in every(records)}
+    if len(setups) != 1:
+        raise ValueError(f"{path} holds runs of {len(setups)} setups; one is needed")
     return records
+
+
+def every(records: Records) -> Iterator[dict]:
+    """All records."""
+    return (record for found in records.values() for record in found.values())
+
+
+def machines(records: Iterable[dict]) -> str:
+    """The devices and versions of these records, each once."""
+    texts = (
+        ", ".join(
+            value if key == "device" else f"{key} {value}"
+            for key, value in record["machine"].items()
+        )
+        for record in records
+    )
+    return "; ".join(dict.fromkeys(texts))
 
 
 def accuracies(records: Records, arm: str) -> dict[int, float]:
@@ -46,14 +78,24 @@ def accuracies(records: Records, arm: str) -> dict[int, float]:
     }
 
 
-def against_rows(records: Records, arm: str) -> tuple[float, float] | None:
-    """Mean difference to rows only, and p of the paired test, over the seeds that both have."""
-    ours, theirs = accuracies(records, arm), accuracies(records, BASELINE.name)
+def compare(records: Records, arm: str, other: str = BASELINE.name) -> Test | None:
+    """An arm against another over the seeds that both have; None for fewer than two."""
+    ours, theirs = accuracies(records, arm), accuracies(records, other)
     seeds = sorted(set(ours) & set(theirs))
-    if arm == BASELINE.name or len(seeds) < 2:
+    if arm == other or len(seeds) < 2:
         return None
-    a, b = [ours[s] for s in seeds], [theirs[s] for s in seeds]
-    return mean(a) - mean(b), float(ttest_rel(a, b).pvalue)
+    gaps = [ours[seed] - theirs[seed] for seed in seeds]
+    if len(set(gaps)) == 1:
+        return Test(mean(gaps), 0.0, math.nan, len(seeds))
+    p = ttest_1samp(gaps, 0.0).pvalue
+    return Test(mean(gaps), stdev(gaps), float(p), len(seeds))
+
+
+def shown_p(p: float) -> str:
+    """Three digits; nothing where all differences are equal."""
+    if math.isnan(p):
+        return ""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def accuracy_table(records: Records) -> list[str]:
@@ -66,45 +108,70 @@ def accuracy_table(records: Records) -> list[str]:
         values = list(accuracies(records, arm.name).values())
         if not values:
             continue
-        test = against_rows(records, arm.name)
-        difference, p = ("", "") if test is None else (f"{test[0]:+.2f}", f"{test[1]:.3f}")
+        test = compare(records, arm.name)
+        gap = "" if test is None else f"{test.gap:+.2f} ± {test.deviation:.2f}"
+        p = "" if test is None else shown_p(test.p)
         deviation = f"{stdev(values):.2f}" if len(values) > 1 else ""
         first = next(iter(records["train", arm.name].values()))
         lines.append(
-            f"| {arm.label} | {mean(values):.2f} | {deviation} | {len(values)} | {difference} | "
+            f"| {arm.label} | {mean(values):.2f} | {deviation} | {len(values)} | {gap} | "
             f"{p} | {first['parameters']:,} |"
         )
     return lines
 
 
+def significance(records: Records) -> list[str]:
+    """Which arms differ from rows only, with and without a correction for their number."""
+    tests = {arm.label: test for arm in ARMS if (test := compare(records, arm.name))}
+    if not tests:
+        return []
+
+    def below(limit: float) -> str:
+        return "; ".join(f"{label} ({t.gap:+.2f})" for label, t in tests.items() if t.p < limit)
+
+    count = len(tests)
+    comparisons = "1 comparison" if count == 1 else f"{count} comparisons"
+    return [
+        f"Of {comparisons} with rows only (two-sided paired t-test over seeds), p < {ALPHA}: "
+        f"{below(ALPHA) or 'none'}. p < {ALPHA} / {count} (Bonferroni): "
+        f"{below(ALPHA / count) or 'none'}.",
+        "",
+    ]
+
+
 def search_table(records: Records) -> list[str]:
     """A row for each strategy: agreement between seeds, entropy, and the time of a whole search."""
+    chance = f"{KEEP / len(CANDIDATES):g} at random"
     lines = [
-        "| strategy | seeds | agreement (0.5 at random) | entropy | seconds, others beside it |",
+        f"| strategy | seeds | agreement of seeds ({chance}) | entropy | seconds of a search |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for (kind, what), found in records.items():
-        if kind != "search":
+    for what in STRATEGIES:
+        found = records.get(("search", what), {})
+        if not found:
             continue
         tables = [record["directions"] for record in found.values()]
         agree = f"{agreement(tables):.2f}" if len(tables) > 1 else ""
         undecided = mean(record["entropy"] for record in found.values())
         seconds = mean(record["seconds"] for record in found.values())
-        lines.append(f"| {what} | {len(found)} | {agree} | {undecided:.3f} | {seconds:.0f} |")
+        lines.append(f"| `{what}` | {len(found)} | {agree} | {undecided:.3f} | {seconds:.0f} |")
     return lines
 
 
 def cost_table(records: Records) -> list[str]:
     """A row for each measurement that ran alone."""
-    labels = {arm.name: f"training, {arm.label}" for arm in ARMS}
-    lines = ["| step | ms | memory, GB |", "| --- | --- | --- |"]
-    for (kind, what), found in records.items():
-        if kind == "cost":
-            (record,) = found.values()
-            memory = record.get("memory_bytes")
-            shown = "" if memory is None else f"{memory / 1e9:.2f}"
-            label = labels.get(what, f"search, {what}")
-            lines.append(f"| {label} | {record['milliseconds']:.1f} | {shown} |")
+    labels = {arm.name: f"training: {arm.label}" for arm in ARMS}
+    baseline = records.get(("cost", BASELINE.name), {}).get(0)
+    lines = ["| step | ms | over rows only | memory, GB |", "| --- | --- | --- | --- |"]
+    for what in (*labels, *STRATEGIES):
+        record = records.get(("cost", what), {}).get(0)
+        if record is None:
+            continue
+        time, memory = record["milliseconds"], record.get("memory_bytes")
+        ratio = f"{time / baseline['milliseconds']:.2f}" if baseline else ""
+        shown = "" if memory is None else f"{memory / 1e9:.2f}"
+        label = labels.get(what, f"search: `{what}`")
+        lines.append(f"| {label} | {time:.1f} | {ratio} | {shown} |")
     return lines
 
 
@@ -115,13 +182,17 @@ def draw_accuracies(records: Records) -> Figure:
     axes = figure.subplots()
     for y, arm in enumerate(arms):
         values = list(accuracies(records, arm.name).values())
-        axes.plot(values, [y] * len(values), "o", color="#0072B2", alpha=0.6, ms=5)
+        axes.plot(values, [y] * len(values), "o", color="#0072B2", alpha=0.6, ms=5, mew=0)
         axes.plot(mean(values), y, "|", color=INK, ms=16, mew=2)
-    axes.axvline(mean(accuracies(records, BASELINE.name).values()), color=FAINT, lw=0.8, ls=":")
+    rows = accuracies(records, BASELINE.name).values()
+    if rows:
+        axes.axvline(mean(rows), color=FAINT, lw=0.8, ls=":", zorder=0)
     axes.set_yticks(range(len(arms)), [arm.label.replace("`", "") for arm in arms], fontsize=9)
     axes.set_ylim(len(arms) - 0.5, -0.5)
-    axes.set_xlabel("test accuracy, %; a dot for each seed, bars at the means")
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("test accuracy, %: a dot for each seed, a bar at the mean", fontsize=9)
+    axes.tick_params(axis="x", labelsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
 
 
@@ -143,45 +214,100 @@ def write_figures(records: Records, folder: Path) -> list[str]:
 
 
 def verdict(records: Records) -> list[str]:
-    """What the issue asks: searched against rows only and against no search, in the mean."""
+    """What the study asks: searched against rows only and against no search, in the mean."""
     lines = []
-    searched = list(accuracies(records, "searched").values())
-    for other, label in (("rows", "rows only"), ("both_channel", "the model without search")):
-        values = list(accuracies(records, other).values())
-        if searched and values:
-            gap = mean(searched) - mean(values)
-            word = "better than" if gap > 0 else "not better than"
-            lines.append(f"- Searched is {word} {label} in the mean: {gap:+.2f} points.")
-    return lines
+    for other, label in (
+        (BASELINE.name, "rows only"),
+        ("both_channel", "the same model without search"),
+    ):
+        test = compare(records, "searched", other)
+        if test is not None:
+            word = "better than" if test.gap > 0 else "not better than"
+            p = f", p {shown_p(test.p)} (paired t-test)" if shown_p(test.p) else ""
+            lines.append(
+                f"- The searched model is {word} {label} in the mean over {test.seeds} seeds: "
+                f"{test.gap:+.2f} points{p}."
+            )
+    return [*lines, ""] if lines else []
+
+
+def unfinished(records: Records) -> list[str]:
+    """What a study that was cut short lacks, beside the seeds that its arms have."""
+    seeds = {seed for (kind, _), found in records.items() if kind == "train" for seed in found}
+    lacking = {arm.label: sorted(seeds - set(records.get(("train", arm.name), {}))) for arm in ARMS}
+    parts = [f"{label} (seed {', '.join(map(str, s))})" for label, s in lacking.items() if s]
+    return [f"Not run: {'; '.join(parts)}.", ""] if parts else []
+
+
+def describe(records: Records) -> list[str]:
+    """Device, versions and sizes."""
+    setup = next(every(records))["setup"]
+    tokens = 28 // setup["patch"]
+    rest = ", ".join(f"{name} {value}" for name, value in setup.items() if name not in WORDED)
+    return [
+        f"{setup['images']:,} training images and all 10,000 test images of 28 x 28 pixels, in "
+        f"patches of {setup['patch']}: {tokens} x {tokens} tokens. LocalVim of {setup['depth']} "
+        f"blocks, width {setup['width']}. {setup['epochs']} epochs for every arm, evaluated after "
+        f"the last; {setup['search_epochs']} epochs for every search, which is made anew for each "
+        f"seed and keeps {KEEP} of {len(CANDIDATES)} directions. {rest}. bfloat16 autocast; images "
+        "are mirrored and shifted by up to 2 pixels.",
+        "",
+        f"Machine: {machines(every(records))}.",
+        "",
+    ]
+
+
+WORDED = ("images", "patch", "depth", "width", "epochs", "search_epochs", "cost_batch")
+"""Sizes that the sentences of `describe` and `page` name."""
+
+
+def options(setup: dict) -> str:
+    """The options of study.py that are not its defaults."""
+    usual = asdict(Setup())
+    changed = {key: value for key, value in setup.items() if value != usual[key]}
+    return "".join(f" --{key.replace('_', '-')} {value}" for key, value in changed.items())
 
 
 def page(records: Records, figures: list[str]) -> str:
     """The whole page."""
-    some = next(iter(next(iter(records.values())).values()))
-    settings = ", ".join(f"{key} {value}" for key, value in some["setup"].items())
+    setup = next(every(records))["setup"]
+    seeds = max((len(found) for (kind, _), found in records.items() if kind == "train"), default=0)
+    measured = [
+        record
+        for (kind, _), found in records.items()
+        if kind == "cost"
+        for record in found.values()
+    ]
     return "\n".join(
         [
             "# Fashion-MNIST: the ablation of table 5, and the search",
             "",
             "Written by `benchmarks/fashion_mnist/report.py` from `fashion_mnist.jsonl`.",
             "",
-            f"Device: {some['device']}. Settings: {settings}. 28 x 28 images in patches of 2: "
-            "14 x 14 tokens. Directions of an arm that searches are searched anew for each seed.",
-            "",
+            *describe(records),
             *verdict(records),
-            "",
             *accuracy_table(records),
             "",
-            "p: two-sided paired t-test over seeds against rows only.",
+            "The first three arms (rows only, windows only, rows and windows) have no SCAttn, the "
+            "others `channel` if nothing else is said. Deviations are of the seeds; after ±, of "
+            "the differences between runs of one seed.",
             "",
+            *significance(records),
+            *unfinished(records),
             *figures,
             "## The searches",
+            "",
+            "Agreement: the share of a layer's directions that two seeds have in common. Entropy: "
+            "of a layer's probabilities at the end, 1 if all are equal. Seconds: others ran on the "
+            "same GPU.",
             "",
             *search_table(records),
             "",
             "## What SCAttn and search cost",
             "",
-            "Each measured alone on the device, a training step of one batch.",
+            f"A step on {min(setup['cost_batch'], setup['images']):,} images, weights and, in a "
+            f"search, alpha; alone on the machine ({machines(measured)}). Memory: the most that is "
+            "allocated in a step, with weights and optimiser.",
             "",
             *cost_table(records),
             "",
@@ -189,8 +315,9 @@ def page(records: Records, figures: list[str]) -> str:
             "",
             "```",
             "python benchmarks/fashion_mnist/prepare.py",
-            "PYTHONPATH=. python benchmarks/fashion_mnist/study.py --output runs/study",
-            "python benchmarks/fashion_mnist/report.py runs/study/results.jsonl",
+            "PYTHONPATH=. python benchmarks/fashion_mnist/study.py --output runs/study"
+            f" --seeds {seeds}{options(setup)}",
+            "PYTHONPATH=. python benchmarks/fashion_mnist/report.py runs/study/results.jsonl",
             "```",
             "",
         ]
@@ -201,7 +328,8 @@ def main(results: Path, folder: Path) -> None:
     """Writes the page, its figures and the records."""
     records = read(results)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "fashion_mnist.jsonl").write_text(results.read_text())
+    lines = "".join(as_line(record) for record in every(records))
+    (folder / "fashion_mnist.jsonl").write_text(lines)
     (folder / "fashion_mnist.md").write_text(page(records, write_figures(records, folder)))
 
 

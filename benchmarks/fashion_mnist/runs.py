@@ -1,5 +1,6 @@
 """One run of the study: a training, a search or a measurement of cost, on one device."""
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,7 +29,9 @@ MEAN, STD = 0.2860, 0.3530
 SHIFT = 2
 """Pixels by which training images are moved at most."""
 
-EVALUATED_AT_ONCE = 1000
+EVALUATED_AT_ONCE = 1024
+WARM_UP_STEPS, TIMED_STEPS = 5, 20
+"""Of a measurement of cost."""
 
 
 class Data:
@@ -196,12 +199,14 @@ def prepare_search(
     return strategy, trainer, held_out
 
 
-def search_steps(strategy: Strategy, trainer: Trainer, held_out: Tensor) -> Iterator[None]:
-    """Trains the supernet, a step at a time."""
+def search_steps(
+    strategy: Strategy, trainer: Trainer, held_out: Tensor, steps: int
+) -> Iterator[None]:
+    """Trains the supernet for so many steps, one at a time."""
     judges = batches(held_out, trainer.setup.batch, trainer.generator)
-    for done, indices in enumerate(islice(trainer.batches, trainer.total)):
+    for done, indices in enumerate(islice(trainer.batches, steps)):
         batch = next(judges) if strategy.uses_holdout else None
-        progress = done / trainer.total
+        progress = done / steps
         search_step(strategy, trainer.loss, trainer.optimizer, indices, batch, progress, 1.0)
         trainer.schedule.step()
         yield
@@ -212,7 +217,8 @@ def search(data: Data, setup: Setup, strategy_name: str, seed: int) -> dict:
     start = time.perf_counter()
     strategy, trainer, held_out = prepare_search(data, setup, strategy_name, seed)
     history = []
-    for done, _ in enumerate(search_steps(strategy, trainer, held_out), start=1):
+    steps = search_steps(strategy, trainer, held_out, trainer.total)
+    for done, _ in enumerate(steps, start=1):
         if done % trainer.per_epoch == 0:
             strategy.end_epoch()
             history.append(strategy.probabilities().tolist())
@@ -229,39 +235,39 @@ def search(data: Data, setup: Setup, strategy_name: str, seed: int) -> dict:
     }
 
 
-def cost(data: Data, setup: Setup, what: Arm | str, timed: int = 30) -> dict:
+def cost(data: Data, setup: Setup, what: Arm | str) -> dict:
     """Time of a step and memory, of an arm or of a strategy's search, run alone.
 
     Alpha learns in the later part of a search only: measured is a step in which it does.
     """
+    gc.collect()
     before = torch.cuda.memory_allocated() if data.device.type == "cuda" else 0
+    setup = replace(setup, batch=setup.cost_batch)
     if isinstance(what, str):
-        long = replace(setup, search_epochs=1 + 2 * timed * setup.batch // len(data.images))
-        strategy, trainer, held_out = prepare_search(data, long, what, seed=0)
+        strategy, trainer, held_out = prepare_search(data, setup, what, seed=0)
         strategy.settings = replace(strategy.settings, choice_warmup=0.0)
-        running = search_steps(strategy, trainer, held_out)
-        return measure(lambda: next(running), data.device, timed, before)
+        running = search_steps(strategy, trainer, held_out, WARM_UP_STEPS + TIMED_STEPS)
+        return measure(lambda: next(running), data.device, before)
     model, _ = make_model(setup, directions=list(what.directions), scattn=what.scattn)
     pool = torch.arange(len(data.images), device=data.device)
     trainer = Trainer(model.to(data.device), data, setup, setup.epochs, 0, pool)
-    return measure(lambda: trainer.step(next(trainer.batches)), data.device, timed, before)
+    return measure(lambda: trainer.step(next(trainer.batches)), data.device, before)
 
 
-def measure(
-    step: Callable[[], object], device: torch.device, timed: int, memory_before: int
-) -> dict:
+def measure(step: Callable[[], object], device: torch.device, memory_before: int) -> dict:
     """Milliseconds of a step and, on a GPU, the most memory that was allocated for it."""
-    for _ in range(max(timed // 3, 1)):
+    for _ in range(WARM_UP_STEPS):
         step()
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    for _ in range(timed):
+    for _ in range(TIMED_STEPS):
         step()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    record: dict = {"milliseconds": (time.perf_counter() - start) / timed * 1e3}
+    record: dict = {"milliseconds": (time.perf_counter() - start) / TIMED_STEPS * 1e3}
     if device.type == "cuda":
         record["memory_bytes"] = torch.cuda.max_memory_allocated() - memory_before
+        torch.cuda.empty_cache()  # for the runs beside the next ones
     return record

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .style import FAINT, FLIP, INK, PALE, colours, family, order_candidates
 
@@ -34,8 +35,8 @@ def draw_probabilities(
     """
     history = np.asarray(history, dtype=float)
     layers = history.shape[1]
-    columns = min(_MANY, layers)
-    rows = math.ceil(layers / columns)
+    rows = math.ceil(layers / _MANY)
+    columns = math.ceil(layers / rows)
     figure = Figure(figsize=(2.3 * columns + 1.2, 1.7 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     draw = _draw_all if len(candidates) <= _NAMED else _draw_kept
@@ -47,6 +48,9 @@ def draw_probabilities(
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[layers:]:
         axes.set_axis_off()
+    for axes in panels[layers - columns : layers]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     if len(candidates) <= _NAMED:
         _draw_legend(figure, panels[0], list(candidates))
     figure.supxlabel("epoch", fontsize=9, color=INK)

@@ -76,7 +76,8 @@ class DirectionalMixer(nn.Module):
     Args:
         dim: Width C of the tokens.
         directions: Names of the K scan directions.
-        scattn: `channel`, `channel+spatial`, or None to add the directions as they are.
+        scattn: `channel`, `channel+spatial`, or `none` to add the directions as they are. None is
+            `none`; `timm.create_model` drops arguments that are None.
         search: Whether the directions are weighed by `alpha`.
         expand: Inner channels D = expand * dim.
         d_state: States per channel N.
@@ -118,7 +119,7 @@ class DirectionalMixer(nn.Module):
             conv_width,
             **dd,
         )
-        self.attn = None if scattn is None else SCAttn(inner, scattn, **dd)
+        self.attn = None if scattn in (None, "none") else SCAttn(inner, scattn, **dd)
         self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
         self.alpha = None
         if search:

@@ -51,7 +51,7 @@ class SCAttn(nn.Module):
     ):
         super().__init__()
         if kind not in KINDS:
-            raise ValueError(f"scattn must be one of {', '.join(KINDS)} or None, got {kind!r}")
+            raise ValueError(f"scattn must be one of {', '.join(KINDS)} or none, got {kind!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         reduced = max(dim // reduction, 1)
         self.norm = nn.LayerNorm(dim, **dd)

@@ -74,7 +74,7 @@ class LocalVMamba(nn.Module):
         depths: Blocks of the stages.
         directions: Scan directions: names, a table of one row a block (stages one after another),
             or a JSON file of either.
-        scattn: `channel`, `channel+spatial`, or None.
+        scattn: `channel`, `channel+spatial`, or `none`.
         search: Whether this is a supernet: directions are candidates, weighed in every block.
         expand: Inner channels over the width.
         d_state: States per channel.

@@ -34,7 +34,7 @@ class LocalVim(nn.Module):
         embed_dim: Width C.
         depth: Blocks.
         directions: Scan directions: names, a table of one row a block, or a JSON file of either.
-        scattn: `channel`, `channel+spatial`, or None.
+        scattn: `channel`, `channel+spatial`, or `none`.
         search: Whether this is a supernet: directions are candidates, weighed in every block.
         class_token: Whether a class token stands in the middle of the sequence. Without one, rotary
             positions turn the residual stream before every block (as in the release).

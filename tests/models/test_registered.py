@@ -111,3 +111,10 @@ def test_searched_tables_are_the_releases() -> None:
         assert [mixer.directions for mixer in mixers] == table
     with pytest.raises(ValueError, match="no released directions for 'vim_tiny'"):
         localmamba.searched_directions("vim_tiny")
+
+
+@pytest.mark.parametrize("name", ["localvim_demo", "localvmamba_tiny"])
+def test_scattn_can_be_left_out_by_name(name: str) -> None:
+    """timm drops arguments that are None."""
+    names = timm.create_model(name, scattn="none").state_dict()
+    assert not any(".attn." in name for name in names)
