@@ -17,6 +17,7 @@ class Setup:
     Attributes:
         depth: Blocks.
         width: Channels C.
+        states: States N of a channel; 16 as in the paper.
         patch: Side of a patch; 2 gives the paper's grid of 14 x 14 tokens.
         batch: Images in a step.
         epochs: Passes over the training images, of every arm.
@@ -33,6 +34,7 @@ class Setup:
 
     depth: int = 6
     width: int = 64
+    states: int = 16
     patch: int = 2
     batch: int = 256
     epochs: int = 5

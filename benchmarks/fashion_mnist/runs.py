@@ -93,6 +93,7 @@ def make_model(setup: Setup, **arguments: object) -> tuple[nn.Module, dict]:
         "patch_size": setup.patch,
         "embed_dim": setup.width,
         "depth": setup.depth,
+        "d_state": setup.states,
         **arguments,
     }
     return timm.create_model(MODEL, **arguments), arguments
