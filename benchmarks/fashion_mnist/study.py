@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass, fields
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-import runs
 import timm
 import torch
+import trials
 from arms import ARMS, Setup
 from records import as_line, read_records
 
@@ -77,17 +77,17 @@ def seed_tasks(arms: list[str], seeds: int) -> Iterator[Task]:
 
 
 def run_task(
-    data: runs.Data, task: Task, setup: Setup, found: list | None, save: Path | None
+    data: trials.Data, task: Task, setup: Setup, found: list | None, save: Path | None
 ) -> dict:
     """Runs a task; the record that results.jsonl holds."""
     if task.kind == "search":
-        record = runs.search(data, setup, task.what, task.seed)
+        record = trials.search(data, setup, task.what, task.seed)
     elif task.kind == "cost":
-        record = runs.cost(data, setup, ARM.get(task.what, task.what))
+        record = trials.cost(data, setup, ARM.get(task.what, task.what))
     else:
         arm = ARM[task.what]
         table = arm.table(setup, task.seed, found)
-        record = runs.train(data, setup, arm, table, task.seed, save)
+        record = trials.train(data, setup, arm, table, task.seed, save)
     return {**asdict(task), **record, "setup": asdict(setup), "machine": machine(data.device)}
 
 
@@ -110,7 +110,7 @@ def serve(pipe: Connection, device: str, path: Path, images: int) -> None:
     torch.set_num_threads(1)
     if device != "cpu":
         torch.cuda.set_device(device)
-    data = runs.Data(path, torch.device(device), images)
+    data = trials.Data(path, torch.device(device), images)
     while True:
         try:
             order = pipe.recv()

@@ -1,9 +1,9 @@
 """Backward passes of the weighed sum over directions and of SCAttn's pooling (Triton).
 
-Two kernels read the directions' outputs once each. The first goes back through gate and norm to the
-gradient of the sum, and adds up the gradients of the channel weights; the second makes the
-gradients of the outputs. Between them, SCAttn's linear layers lead from the channel weights to the
-means: both ways to the outputs then end in one store.
+Three kernels read the directions' outputs once each: back through gate and norm to the gradient of
+the sum; to the gradients of the channel weights; and to those of the outputs. Before the last,
+SCAttn's linear layers lead from the channel weights to the means: both ways to the outputs then end
+in one store.
 """
 
 import torch
@@ -26,7 +26,10 @@ from .tiles import (
 )
 
 _TOKENS = 16
-"""Tokens of a program of the first kernel, where all directions fit a tile; else a tile's."""
+"""Tokens of a program that makes the gradient of the sum."""
+
+_WEIGHT_TOKENS, _WEIGHT_CHANNELS = 64, 64
+"""Tokens and channels of a program that makes the gradient of channel weights."""
 
 
 @triton.jit
@@ -57,19 +60,17 @@ def _gate_and_norm_gradient(
 @triton.jit
 def sum_backward_kernel(
     dout, y, channel_weights, token_weights, z, norm_weight, norm_bias,
-    dsum, dz, dchannel, dnorm_weight, dnorm_bias,
-    dout_b, dout_t, z_b, z_t, K, length, channels, blocks, eps,
+    dsum, dz, dnorm_weight, dnorm_bias, dout_b, dout_t, z_b, z_t, K, length, channels, blocks, eps,
     HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_NORM: tl.constexpr, ONE_TILE: tl.constexpr, TOKENS: tl.constexpr,
+    HAS_NORM: tl.constexpr, TOKENS: tl.constexpr,
     BK: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the sum over directions, and partial sums of those of all weights."""
+    """The gradient of the sum over directions, and partial sums of those of the norm."""
     i_t, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     o_d = channel_offsets(PARTS)
     m_d = o_d < channels
     b_dweight = tl.zeros([1, PARTS, BT, WIDTH], tl.float32)
     b_dbias = tl.zeros([1, PARTS, BT, WIDTH], tl.float32)
-    b_dchannel = tl.zeros([BK, PARTS, BT, WIDTH], tl.float32)
     for i in range(0, TOKENS, BT):
         o_t = i_t * TOKENS + i + token_offsets(BT)
         m = (o_t < length) & m_d
@@ -78,47 +79,43 @@ def sum_backward_kernel(
         b_z = tl.zeros([1, 1, 1, 1], tl.float32)
         if HAS_Z:
             b_z = load(z + i_b * z_b + o_t * z_t + o_d, m)
-        b_y = tl.zeros([BK, PARTS, BT, WIDTH], tl.float32)
-        if HAS_Z or HAS_NORM or ONE_TILE:
-            b_sum, b_y = weighed_sum(
-                y, channel_weights, token_weights, i_b, o_t, o_d, m, K, length, channels,
-                HAS_CHANNEL, HAS_TOKEN, BK, PARTS, BT,
-            )  # fmt: skip
-            if HAS_Z or HAS_NORM:
-                b_g, b_w, b_b = _gate_and_norm_gradient(
-                    b_sum, b_g, b_z, norm_weight, norm_bias, dz, o_out, o_t, o_d, m, m_d,
-                    channels, eps, HAS_Z, HAS_NORM,
-                )  # fmt: skip
-                b_dweight += b_w
-                b_dbias += b_b
-                tl.store(dsum + o_out, b_g, mask=m)
-        if HAS_CHANNEL and ONE_TILE:
-            o_bk = i_b * K + direction_offsets(BK)
-            m_y = m & (direction_offsets(BK) < K)
-            b_dchannel += b_g * weighed(
-                b_y, channel_weights, token_weights, o_bk, o_t, o_d, m_y, length, channels,
-                False, HAS_TOKEN,
-            )  # fmt: skip
-        elif HAS_CHANNEL:
-            for k in range(0, K, BK):
-                o_k = k + direction_offsets(BK)
-                m_y = m & (o_k < K)
-                o_bk = i_b * K + o_k
-                b_y = load(y + (o_bk * length + o_t) * channels + o_d, m_y)
-                b_product = b_g * weighed(
-                    b_y, channel_weights, token_weights, o_bk, o_t, o_d, m_y, length, channels,
-                    False, HAS_TOKEN,
-                )  # fmt: skip
-                p_part = dchannel + (o_bk * blocks + i_t) * channels + o_d
-                tl.store(p_part, sum_tokens(b_product), mask=m_d & (o_k < K))
-    if HAS_CHANNEL and ONE_TILE:
-        o_part = ((i_b * K + direction_offsets(BK)) * blocks + i_t) * channels + o_d
-        m_part = m_d & (direction_offsets(BK) < K)
-        tl.store(dchannel + o_part, sum_tokens(b_dchannel), mask=m_part)
+        b_sum = weighed_sum(
+            y, channel_weights, token_weights, i_b, o_t, o_d, m, K, length, channels,
+            HAS_CHANNEL, HAS_TOKEN, BK, PARTS, BT,
+        )  # fmt: skip
+        b_g, b_w, b_b = _gate_and_norm_gradient(
+            b_sum, b_g, b_z, norm_weight, norm_bias, dz, o_out, o_t, o_d, m, m_d,
+            channels, eps, HAS_Z, HAS_NORM,
+        )  # fmt: skip
+        b_dweight += b_w
+        b_dbias += b_b
+        tl.store(dsum + o_out, b_g, mask=m)
     if HAS_NORM:
         o_norm = (i_b * blocks + i_t) * channels + o_d
         tl.store(dnorm_weight + o_norm, sum_tokens(b_dweight), mask=m_d)
         tl.store(dnorm_bias + o_norm, sum_tokens(b_dbias), mask=m_d)
+
+
+@triton.jit
+def channel_weights_backward_kernel(
+    dsum, y, token_weights, dchannel, sum_b, sum_t, K, length, channels, blocks,
+    HAS_TOKEN: tl.constexpr, TOKENS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Sums over some tokens of output times the gradient of the sum."""
+    i_d, i_t, i_bk = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    o_d = i_d * BD + tl.arange(0, BD)[None, :]
+    b_product = tl.zeros([BT, BD], tl.float32)
+    p_sum = dsum + i_bk // K * sum_b
+    for i in range(0, TOKENS, BT):
+        o_t = i_t * TOKENS + i + tl.arange(0, BT)[:, None]
+        m = (o_t < length) & (o_d < channels)
+        b_y = load(y + (i_bk * length + o_t) * channels + o_d, m)
+        b_y *= load(p_sum + o_t * sum_t + o_d, m)
+        if HAS_TOKEN:
+            b_y *= load(token_weights + i_bk * length + o_t, o_t < length)
+        b_product += b_y
+    p_part = dchannel + (i_bk * blocks + i_t) * channels + o_d
+    tl.store(p_part, tl.sum(b_product, axis=0, keep_dims=True), mask=o_d < channels)
 
 
 @triton.jit
@@ -185,44 +182,48 @@ def branch_backward_kernel(
 
 
 def _sum_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
-    """Gradients of the sum over directions, of channel weights, z, the norm's weight and bias."""
+    """Gradients of the sum over directions, of z, and of the norm's weight and bias."""
+    if z is None and norm_weight is None:
+        return dout, None, None, None
     batch, directions, length, channels = y.shape
-    changes = z is not None or norm_weight is not None
     tile = tiling(directions, channels)
-    one_tile = directions <= tile.directions
-    tokens = max(_TOKENS, tile.tokens) if one_tile else tile.tokens
-    blocks = triton.cdiv(length, tokens)
+    blocks = triton.cdiv(length, _TOKENS)
+    dsum = torch.empty((batch, length, channels), dtype=y.dtype, device=y.device)
+    dz = None if z is None else torch.empty_like(dsum, dtype=z.dtype)
+    dnorm = None
+    if norm_weight is not None:
+        dnorm = torch.empty((2, batch * blocks, channels), device=y.device)
+    sum_backward_kernel[(blocks, batch)](
+        dout, y, channel_weights, token_weights, z, norm_weight, norm_bias,
+        dsum, dz, *((None, None) if dnorm is None else dnorm), *_strides(dout, z),
+        directions, length, channels, blocks, eps,
+        HAS_CHANNEL=channel_weights is not None, HAS_TOKEN=token_weights is not None,
+        HAS_Z=z is not None, HAS_NORM=norm_weight is not None,
+        TOKENS=_TOKENS, **tile.arguments(),
+    )  # fmt: skip
+    return dsum, dz, *((None, None) if dnorm is None else dnorm.sum(1))
 
-    def partials(weights, *leading):
-        shape = (*leading, blocks, channels)
-        return None if weights is None else torch.empty(shape, device=y.device)
 
-    dchannel = partials(channel_weights, batch, directions)
-    dweight, dbias = partials(norm_weight, batch), partials(norm_bias, batch)
-    dsum, dz = dout, None
-    if changes:
-        dsum = torch.empty((batch, length, channels), dtype=y.dtype, device=y.device)
-        dz = None if z is None else torch.empty_like(dsum, dtype=z.dtype)
-    if changes or channel_weights is not None:
-        sum_backward_kernel[(blocks, batch)](
-            dout, y, channel_weights, token_weights, z, norm_weight, norm_bias,
-            dsum, dz, dchannel, dweight, dbias, *_strides(dout, z),
-            directions, length, channels, blocks, eps,
-            HAS_CHANNEL=channel_weights is not None, HAS_TOKEN=token_weights is not None,
-            HAS_Z=z is not None, HAS_NORM=norm_weight is not None,
-            ONE_TILE=one_tile, TOKENS=tokens, **tile.arguments(),
-        )  # fmt: skip
-    if dchannel is not None:
-        dchannel = dchannel.sum(2)
-    dweight, dbias = (x if x is None else x.sum((0, 1)) for x in (dweight, dbias))
-    return dsum, dchannel, dz, dweight, dbias
+def _channel_weights_backward(dsum, y, channel_weights, token_weights):
+    """The gradient of the channel weights, if there are any."""
+    if channel_weights is None:
+        return None
+    batch, directions, length, channels = y.shape
+    blocks = triton.cdiv(length, _WEIGHT_TOKENS)
+    dchannel = torch.empty((batch, directions, blocks, channels), device=y.device)
+    grid = (triton.cdiv(channels, _WEIGHT_CHANNELS), blocks, batch * directions)
+    channel_weights_backward_kernel[grid](
+        dsum, y, token_weights, dchannel, *_strides(dsum), directions, length, channels, blocks,
+        HAS_TOKEN=token_weights is not None, TOKENS=_WEIGHT_TOKENS, BT=16, BD=_WEIGHT_CHANNELS,
+        num_warps=1,
+    )  # fmt: skip
+    return dchannel.sum(2)
 
 
 def _branch_backward(y, dsum, channel_weights, token_weights, dmeans, z, dz, eps):
     """Gradients of the outputs, the token weights and z (added to dz, if that is there)."""
     batch, directions, length, channels = y.shape
-    # Two at a time: the gradients of four do not fit the registers.
-    tile = tiling(directions, channels, at_once=2)
+    tile = tiling(directions, channels)
     dy, dtoken, adds = torch.empty_like(y), None, dz is not None
     if token_weights is not None:
         dtoken = torch.empty((batch, directions, length), device=y.device)
@@ -268,9 +269,8 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
         y, channel_weights, token_weights, norm_weight, norm_bias
     )
     with device_of(y):
-        dsum, dchannel, dz, dweight, dbias = _sum_backward(
-            dout, y, channel, token, z, weight, bias, eps
-        )
+        dsum, dz, dweight, dbias = _sum_backward(dout, y, channel, token, z, weight, bias, eps)
+        dchannel = _channel_weights_backward(dsum, y, channel, token)
         dy, dtoken, _ = _branch_backward(y, dsum, channel, token, None, None, None, eps)
     return _like((dy, dchannel, dtoken, dz, dweight, dbias), inputs)
 
@@ -282,10 +282,8 @@ def attend_backward(
     dout, z = unit_stride(dout), _rows(z)
     y, weights, weight, bias = optional_contiguous(y, weights, norm_weight, norm_bias)
     with device_of(y):
-        dsum, dweights, dz, dweight, dbias = _sum_backward(
-            dout, y, weights, None, z, weight, bias, norm_eps
-        )
-        dmeans, rest = to_means(dweights)
+        dsum, dz, dweight, dbias = _sum_backward(dout, y, weights, None, z, weight, bias, norm_eps)
+        dmeans, rest = to_means(_channel_weights_backward(dsum, y, weights, None))
         gate = z if gate_first else None
         dy, _, added = _branch_backward(
             y, dsum, weights, None, dmeans.contiguous(), gate, dz if gate_first else None, pool_eps

@@ -40,9 +40,8 @@ def weighed_sum(
     HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
     BK: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """Over all directions, [1, PARTS, BT, WIDTH], and the outputs of the last few of them."""
+    """Over all directions, [1, PARTS, BT, WIDTH]."""
     b_sum = tl.zeros([1, PARTS, BT, WIDTH], tl.float32)
-    b_y = tl.zeros([BK, PARTS, BT, WIDTH], tl.float32)
     for k in range(0, K, BK):
         o_k = k + direction_offsets(BK)
         m_y = m & (o_k < K)
@@ -54,7 +53,7 @@ def weighed_sum(
                 HAS_CHANNEL, HAS_TOKEN,
             )
         )  # fmt: skip
-    return b_sum, b_y
+    return b_sum
 
 
 @triton.jit
@@ -72,7 +71,7 @@ def merge_forward_kernel(
     b_z = tl.zeros([1, 1, 1, 1], tl.float32)
     if HAS_Z:
         b_z = load(z + i_b * z_b + o_t * z_t + o_d, m)
-    b_out, _ = weighed_sum(
+    b_out = weighed_sum(
         y, channel_weights, token_weights, i_b, o_t, o_d, m, K, length, channels,
         HAS_CHANNEL, HAS_TOKEN, BK, PARTS, BT,
     )  # fmt: skip

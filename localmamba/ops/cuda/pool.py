@@ -55,7 +55,7 @@ def pool_forward(y, z, eps):
     blocks = triton.cdiv(length, _TOKENS)
     sums = torch.empty((batch, directions, blocks, channels), dtype=torch.float32, device=y.device)
     if y.numel() > 0:
-        tile = tiling(directions, channels)
+        tile = tiling(directions, channels, at_once=2)
         with device_of(y):
             pool_forward_kernel[(blocks, batch, triton.cdiv(directions, tile.directions))](
                 y, z, sums, *((0, 0) if z is None else z.stride()[:2]),

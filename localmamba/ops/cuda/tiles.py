@@ -1,9 +1,8 @@
 """Tiles of whole rows: what the kernels over SCAttn and the sum over directions share (Triton).
 
-A tile holds all channels of some tokens, of some directions at once, as [directions, parts, tokens,
-WIDTH]. All directions are loaded before one is used, since memory is what these kernels wait for.
-Eight lanes read a part of a row in half precision, so that a sum over a row, the costly step,
-leaves them in few exchanges.
+A tile holds all channels of some tokens, of one or some directions, as [directions, parts, tokens,
+WIDTH]. Eight lanes read a part of a row in half precision, so that a sum over a row, the costly
+step, leaves them in few exchanges.
 """
 
 from typing import NamedTuple
@@ -34,8 +33,12 @@ class Tiling(NamedTuple):
         }
 
 
-def tiling(directions: int, channels: int, at_once: int = 4) -> Tiling:
-    """Tiles of a warp's size, of so many directions at most; longer rows take more warps."""
+def tiling(directions: int, channels: int, at_once: int = 1) -> Tiling:
+    """Tiles of a warp's size, of so many directions at most; longer rows take more warps.
+
+    One direction at a time mostly pays: the registers that two need cost more warps than the loads
+    under way gain.
+    """
     width = WIDTH.value
     parts = triton.next_power_of_2(triton.cdiv(channels, width))
     at_once = min(triton.next_power_of_2(directions), at_once)
