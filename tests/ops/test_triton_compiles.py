@@ -15,6 +15,7 @@ from kernel_cases import (
     SMALL_SCANS,
     ScanCase,
     conv_arguments,
+    depthwise_arguments,
     merge_arguments,
     norm_arguments,
     pool_arguments,
@@ -80,6 +81,17 @@ def test_scan(case):
 def test_convolution(channels, taps):
     arguments = conv_arguments(("h", "w2"), (3, 5), channels, taps, torch.bfloat16)
     run_kernels(kernels, "conv", *arguments)
+
+
+@pytest.mark.parametrize("images", [1, 600], ids=["one row", "seven rows"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("channels", "size", "bias"), [(1, 3, True), (40, 3, False), (192, 3, True), (40, 5, True)]
+)
+def test_depthwise_convolution(channels, size, bias, dtype, images):
+    """A unit of many images has several rows of a map."""
+    arguments = depthwise_arguments((7, 9), channels, size, dtype, bias=bias, images=images)
+    run_kernels(kernels, "depthwise", *arguments)
 
 
 @pytest.mark.parametrize("channels", [1, 96, 3072])

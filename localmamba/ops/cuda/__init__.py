@@ -1,6 +1,7 @@
 """Triton kernels: the backend for CUDA tensors (see `ops/backends.py`)."""
 
 from .conv import conv_backward, conv_forward
+from .depthwise_conv import depthwise_backward, depthwise_forward
 from .merge import merge_backward, merge_forward
 from .norm import norm_backward, norm_forward
 from .pool import pool_backward, pool_forward
@@ -9,6 +10,8 @@ from .scan import scan_backward, scan_forward
 __all__ = [
     "conv_backward",
     "conv_forward",
+    "depthwise_backward",
+    "depthwise_forward",
     "merge_backward",
     "merge_forward",
     "norm_backward",
