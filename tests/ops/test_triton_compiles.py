@@ -83,14 +83,20 @@ def test_convolution(channels, taps):
     run_kernels(kernels, "conv", *arguments)
 
 
-@pytest.mark.parametrize("images", [1, 600], ids=["one row", "seven rows"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("channels", "size", "bias"), [(1, 3, True), (40, 3, False), (192, 3, True), (40, 5, True)]
+    ("images", "grid", "channels", "size", "bias", "dtype"),
+    [
+        (1, (1, 1), 1, 3, True, torch.float32),
+        (1, (7, 9), 40, 5, False, torch.float16),
+        (1200, (1, 1), 1, 3, True, torch.bfloat16),
+        (600, (7, 9), 40, 3, False, torch.float32),
+        (600, (8, 9), 192, 3, True, torch.bfloat16),
+    ],
+    ids=str,
 )
-def test_depthwise_convolution(channels, size, bias, dtype, images):
-    """A unit of many images has several rows of a map."""
-    arguments = depthwise_arguments((7, 9), channels, size, dtype, bias=bias, images=images)
+def test_depthwise_convolution(images, grid, channels, size, bias, dtype):
+    """With many images, a unit has several rows of a map."""
+    arguments = depthwise_arguments(grid, channels, size, dtype, bias=bias, images=images)
     run_kernels(kernels, "depthwise", *arguments)
 
 

@@ -1,7 +1,7 @@
 """Depthwise convolution over a map of tokens with SiLU (Triton), any odd kernel size.
 
-The neighbours of a token overlap with those of the next one below: a program reads its rows of the
-map once for each column of taps, and keeps them for all tokens that they reach. The gradient of x
+The work is cut into units: some rows, columns and channels of an image. A unit reads each row of the
+map once for each column of taps and keeps it for all the tokens that it reaches. The gradient of x
 is the same convolution, with the taps in opposite order, of the gradient before SiLU.
 """
 
@@ -13,35 +13,36 @@ import triton.language as tl
 
 from .common import WAVE, device_of, sigmoid, store, unit_stride
 
-_COLUMNS, _CHANNELS, _ROWS = 8, 64, 7
-"""A unit of work: so many columns, channels and rows of the map (every model's maps of 224 pixels
-divide by 7)."""
+_ROWS, _COLUMNS, _CHANNELS = 7, 8, 64
+"""Sizes of a unit. From images of 224 pixels, every map has a multiple of 7 rows."""
 
 _VALUES = 128
-"""Values of a row of a unit for one warp."""
+"""Values of one row of a unit that a warp holds."""
 
 _REGISTERS = 168
-"""Of a thread of the backward kernel, for three programs a multiprocessor, where they suffice: in
-half precision, for 3 x 3 taps."""
+"""Of a thread of the backward kernel, for three programs a multiprocessor at a time, where they
+suffice: for 3 x 3 taps in half precision."""
 
 
 class _Launch(NamedTuple):
-    """How a map is cut into units, unit by unit: image, then rows, then columns, then channels."""
+    """How a batch of maps is cut into units."""
 
     rows: int
+    """Of a unit."""
     channels: int
+    """Of a unit (a power of two)."""
     strips: int
-    """Units side by side in a row of the map."""
+    """Units side by side on a map."""
     bands: int
-    """Units one above the other."""
+    """Units one below the other on a map."""
     channel_blocks: int
     units: int
-    """Of the batch, for one block of channels."""
+    """Of all images, for one block of channels."""
     warps: int
 
 
 def _launch(batch: int, height: int, width: int, channels: int, size: int) -> _Launch:
-    """Few units: of one row each, so that there are more. Large kernels too, for the registers."""
+    """Units of one row each where there are few, or where more taps would not fit registers."""
     block = min(_CHANNELS, triton.next_power_of_2(channels))
     strips, channel_blocks = triton.cdiv(width, _COLUMNS), triton.cdiv(channels, block)
     units = batch * strips * triton.cdiv(height, _ROWS)
@@ -69,7 +70,7 @@ def _place(i_u, strips, bands, R: tl.constexpr, BW: tl.constexpr):
 def _rows(
     p_x, x_h, x_w, i_h, o_w, o_d, height, width, m_d, R: tl.constexpr, S: tl.constexpr
 ):  # fmt: skip
-    """What R rows of tokens from i_h on read of an image: R + S - 1 times S tiles [BW, BD]."""
+    """What R rows of tokens, from i_h on, read: (R + S - 1) * S tiles [BW, BD], row by row."""
     rows = ()
     for i in tl.static_range(R + S - 1):
         i_s = i_h + (i - S // 2)
@@ -207,7 +208,6 @@ def depthwise_backward(dy, x, weight, bias):
                 num_warps=launch.warps, maxnreg=registers,
             )  # fmt: skip
     dx = _convolve(dpre, weight.flip(0, 1), None, False)
-    sums = sums.sum(0)
-    dweight, dbias = sums[:-1].t().reshape(channels, 1, size, size), sums[-1]
-    pairs = zip((dx, dweight, dbias), inputs, strict=True)
+    dweight = sums[:, :-1].sum(0).t().reshape(channels, 1, size, size)
+    pairs = zip((dx, dweight, sums[:, -1].sum(0)), inputs, strict=True)
     return tuple(None if i is None else g.to(i.dtype) for g, i in pairs)

@@ -63,10 +63,10 @@ def test_convolution_of_hostile_memory(layout, dtype):
     check_kernels(kernels, "conv", *arguments, dtype)
 
 
-@pytest.fixture(params=[528, 1], ids=["one row", "seven rows"])
-def wave(request, monkeypatch):
-    """Where there are enough units for a GPU, one has several rows, and a program several units."""
-    monkeypatch.setattr(depthwise_conv, "WAVE", request.param)
+@pytest.fixture
+def many_units(monkeypatch):
+    """As where there are enough for a GPU: one has several rows, and a program several of them."""
+    monkeypatch.setattr(depthwise_conv, "WAVE", 1)
 
 
 @pytest.mark.parametrize(
@@ -78,19 +78,25 @@ def wave(request, monkeypatch):
         ((7, 9), 70, 3, True),
         ((15, 4), 6, 3, True),
         ((3, 5), 6, 1, False),
-        ((3, 17), 6, 5, False),
+        ((2, 17), 6, 5, False),
     ],
     ids=str,
 )
-@pytest.mark.usefixtures("wave")
+@pytest.mark.usefixtures("many_units")
 def test_depthwise_convolution(grid, channels, size, bias):
     arguments = depthwise_arguments(grid, channels, size, torch.float32, bias=bias)
     check_kernels(kernels, "depthwise", *arguments, torch.float32)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_depthwise_convolution_of_few_units(bias):
+    arguments = depthwise_arguments((3, 9), 5, 3, torch.float32, bias=bias)
+    check_kernels(kernels, "depthwise", *arguments, torch.float32)
+
+
 @each_dtype
 @each_layout
-@pytest.mark.usefixtures("wave")
+@pytest.mark.usefixtures("many_units")
 def test_depthwise_convolution_of_hostile_memory(layout, dtype):
     arguments = depthwise_arguments((8, 9), 5, 3, dtype, layout=layout)
     check_kernels(kernels, "depthwise", *arguments, dtype)
@@ -101,6 +107,7 @@ def test_depthwise_convolution_of_expanded_memory():
     check_kernels(kernels, "depthwise", *arguments, torch.float32)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_depthwise_convolution_saturates_in_float16():
     gradient, tensors, rest = depthwise_arguments((3, 4), 5, 3, torch.float16)
     tensors["x"] *= 2e4
