@@ -1,8 +1,8 @@
 """Depthwise convolution over a map of tokens with SiLU (Triton), any odd kernel size.
 
-The work is cut into units: some rows, columns and channels of an image. A unit reads each row of the
-map once for each column of taps and keeps it for all the tokens that it reaches. The gradient of x
-is the same convolution, with the taps in opposite order, of the gradient before SiLU.
+The work is cut into units: some rows, columns and channels of an image. A unit reads each row of
+the map once for each column of taps and keeps it for all the tokens that it reaches. The gradient
+of x is the same convolution, with the taps in opposite order, of the gradient before SiLU.
 """
 
 from typing import NamedTuple
