@@ -99,9 +99,10 @@ def _parameters(weight, bias, o_d, m_d, channels, S: tl.constexpr, HAS_BIAS: tl.
 @triton.jit
 def depthwise_kernel(
     x, weight, bias, y, x_b, x_h, x_w, height, width, channels, strips, bands, channel_blocks,
-    HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
+    HAS_BIAS: tl.constexpr, TRANSPOSED: tl.constexpr,
     R: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
+    """The convolution with SiLU, or its transpose, without: taps in opposite order."""
     i_d, i_u = tl.program_id(0) % channel_blocks, tl.program_id(0) // channel_blocks
     i_b, i_h, o_w = _place(i_u, strips, bands, R, BW)
     o_d = i_d * BD + tl.arange(0, BD)
@@ -111,8 +112,8 @@ def depthwise_kernel(
     for i in tl.static_range(R):
         b_y = tl.zeros([BW, BD], tl.float32) + b_bias[None, :]
         for j in tl.static_range(S * S):
-            b_y += taps[j][None, :] * rows[i * S + j]
-        if SILU:
+            b_y += taps[S * S - 1 - j if TRANSPOSED else j][None, :] * rows[i * S + j]
+        if not TRANSPOSED:
             b_y *= sigmoid(b_y)
         m = (o_w < tl.where(i_h + i < height, width, 0))[:, None] & m_d[None, :]
         p_row = y + (i_b * height + i_h + i) * width * channels
@@ -165,8 +166,8 @@ def _taps_first(weight):
     return weight[:, 0].permute(1, 2, 0).contiguous()
 
 
-def _convolve(x, weight, bias, silu):
-    """The convolution by taps [S, S, D], contiguous."""
+def _convolve(x, weight, bias, transposed):
+    """The kernel's result for taps [S, S, D], contiguous."""
     batch, height, width, channels = x.shape
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
@@ -176,15 +177,15 @@ def _convolve(x, weight, bias, silu):
         depthwise_kernel[(launch.units * launch.channel_blocks,)](
             x, weight, bias, y, *x.stride()[:3], height, width, channels,
             launch.strips, launch.bands, launch.channel_blocks,
-            HAS_BIAS=bias is not None, SILU=silu, R=launch.rows, BW=_COLUMNS, BD=launch.channels,
-            S=weight.shape[0], num_warps=launch.warps,
+            HAS_BIAS=bias is not None, TRANSPOSED=transposed, R=launch.rows, BW=_COLUMNS,
+            BD=launch.channels, S=weight.shape[0], num_warps=launch.warps,
         )  # fmt: skip
     return y
 
 
 def depthwise_forward(x, weight, bias):
     bias = bias if bias is None else bias.contiguous()
-    return _convolve(unit_stride(x), _taps_first(weight), bias, True)
+    return _convolve(unit_stride(x), _taps_first(weight), bias, False)
 
 
 def depthwise_backward(dy, x, weight, bias):
@@ -207,7 +208,7 @@ def depthwise_backward(dy, x, weight, bias):
                 HAS_BIAS=bias is not None, R=launch.rows, BW=_COLUMNS, BD=launch.channels, S=size,
                 num_warps=launch.warps, maxnreg=registers,
             )  # fmt: skip
-    dx = _convolve(dpre, weight.flip(0, 1), None, False)
+    dx = _convolve(dpre, weight, None, True)
     dweight = sums[:, :-1].sum(0).t().reshape(channels, 1, size, size)
     pairs = zip((dx, dweight, sums[:, -1].sum(0)), inputs, strict=True)
     return tuple(None if i is None else g.to(i.dtype) for g, i in pairs)
