@@ -92,6 +92,10 @@ def _branches(count: Callable[[Branches], int]) -> Formula:
     return formula
 
 
+def _depthwise(x: Size, weight: Size, *_: object, out_shape: object) -> int:  # noqa: ARG001
+    return prod(x) * weight[2] * weight[3]
+
+
 def _norm_of_input(x: Size, *_: object, out_shape: object) -> int:  # noqa: ARG001
     return NORM * prod(x)
 
@@ -119,6 +123,7 @@ def _formulas(model: nn.Module, rule: str) -> dict[object, Formula]:
     if rule == "paper" and isinstance(model, LocalVMamba):
         return {
             ops.s6_branches: _branches(_hierarchical_as_paper),
+            ops.depthwise_conv: _depthwise,
             ops.attend_branches: _attention(NORM),
             ops.pool_branches: _norm_of_input,
             ops.merge_branches: _norm_of_merged,
@@ -126,7 +131,11 @@ def _formulas(model: nn.Module, rule: str) -> dict[object, Formula]:
             torch.ops.aten.native_layer_norm: _norm_of_input,
         }
     count = _plain_as_paper if rule == "paper" else _all
-    return {ops.s6_branches: _branches(count), ops.attend_branches: _attention(0)}
+    return {
+        ops.s6_branches: _branches(count),
+        ops.depthwise_conv: _depthwise,
+        ops.attend_branches: _attention(0),
+    }
 
 
 RULES = ("all", "paper")

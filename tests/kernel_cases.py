@@ -158,6 +158,27 @@ def conv_arguments(
     return layout(du.to(device)), laid_out, (index.to(device),)
 
 
+def depthwise_arguments(
+    grid: tuple[int, int],
+    channels: int,
+    size: int,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    layout: Layout = torch.clone,
+    bias: bool = True,
+    images: int = 2,
+) -> tuple[Tensor, Inputs, tuple[()]]:
+    """A gradient of the convolution over maps [B, H, W, D], and its tensors by name."""
+    gradient = random(images, *grid, channels, seed=4, dtype=dtype)
+    tensors = {
+        "x": random(images, *grid, channels, seed=1, dtype=dtype),
+        "weight": random(channels, 1, size, size, seed=2),
+        "bias": random(channels, seed=3) if bias else None,
+    }
+    laid_out = {name: x if x is None else layout(x.to(device)) for name, x in tensors.items()}
+    return layout(gradient.to(device)), laid_out, ()
+
+
 def pool_arguments(
     tokens: int,
     channels: int,
@@ -275,7 +296,7 @@ def check_kernels(
 
     Args:
         kernels: What has `<op>_forward` and `<op>_backward`, see localmamba/ops/backends.py.
-        op: `scan`, `conv`, `pool` or `merge`.
+        op: `scan`, `conv`, `depthwise`, `pool` or `merge`.
         gradient: Of the output.
         tensors: The op's differentiable inputs in order; None where an optional one is left out.
         rest: Its other arguments.

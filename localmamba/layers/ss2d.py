@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import merge_branches
+from ..ops import depthwise_conv, merge_branches
 from .mixer import DirectionalMixer
 from .precision import saturate
 
-for _name in ("merge_branches", "check_map", "saturate"):
+for _name in ("depthwise_conv", "merge_branches", "check_map", "saturate"):
     torch.fx.wrap(_name)
 
 
@@ -88,7 +88,7 @@ class SS2D(DirectionalMixer):
         height, width = x.shape[1], x.shape[2]
         x, z = saturate(self.in_proj(x)).chunk(2, dim=-1)
         z = z.flatten(1, 2)
-        x = F.silu(saturate(self.conv(x.permute(0, 3, 1, 2)))).flatten(2).transpose(1, 2)
+        x = depthwise_conv(x, self.conv.weight, self.conv.bias).flatten(1, 2)
         weights = self._sum_weights(branches, weights)
         norm = self.norm
         if weights is None:

@@ -3,6 +3,7 @@
 from .attend import attend_branches
 from .branches import s6_branches
 from .causal_conv import causal_conv
+from .depthwise_conv import depthwise_conv
 from .residual_norm import residual_norm
 from .scan_orders import (
     CANDIDATES,
@@ -24,6 +25,7 @@ __all__ = [
     "attend_branches",
     "causal_conv",
     "check_directions",
+    "depthwise_conv",
     "list_directions",
     "merge_branches",
     "pool_branches",

@@ -8,6 +8,8 @@ contiguous, index int32) and which know nothing of autograd:
         -> du, ddt, dA, dB, dC, dD, dz, ddt_bias     (None where the input is None)
     conv_forward(x, weight, bias, index) -> u
     conv_backward(du, x, weight, bias, index) -> dx, dweight, dbias
+    depthwise_forward(x, weight, bias) -> y                              (contiguous)
+    depthwise_backward(dy, x, weight, bias) -> dx, dweight, dbias        (None without a bias)
     pool_forward(y, z, eps) -> means
     pool_backward(dmeans, y, z, eps) -> dy, dz
     merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps) -> out

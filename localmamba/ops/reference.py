@@ -96,6 +96,19 @@ def causal_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor
     return F.silu(u).to(x.dtype)
 
 
+def depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`ops.depthwise_conv`: the same arguments and result, any floating dtype."""
+    dtype, size = accumulation_dtype(x.dtype), weight.shape[-1]
+    height, width, channels = x.shape[1:]
+    tokens = F.pad(x.to(dtype), (0, 0) + 2 * (size // 2, size // 2))
+    y = x.new_zeros(channels, dtype=dtype) if bias is None else bias.to(dtype)
+    for i in range(size):
+        for j in range(size):
+            tap = weight[:, 0, i, j].to(dtype)
+            y = y + tap * tokens[:, i : i + height, j : j + width]
+    return F.silu(y).to(x.dtype)
+
+
 def pool_branches_reference(
     y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:

@@ -7,11 +7,13 @@ formulas; the tests hold them against autograd through `reference.py`.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from .backends import attend_in_parts
 from .reference import (
     accumulation_dtype,
     causal_conv_reference,
+    depthwise_conv_reference,
     gather_tokens,
     merge_branches_reference,
     pool_means_reference,
@@ -112,6 +114,23 @@ def conv_backward(du, x, weight, bias, index):
         dtokens[:, :, tap : tap + steps] += weight[:, None, :, tap] * du
     dx = scatter_tokens(dtokens[:, :, width - 1 :], index, x.shape[1]).sum(1)
     return _like([dx, dweight, du.sum((0, 2))], inputs)
+
+
+def depthwise_forward(x, weight, bias):
+    return depthwise_conv_reference(x, weight, bias).contiguous()
+
+
+def depthwise_backward(dy, x, weight, bias):
+    inputs = [x, weight, bias]
+    channels, padding = x.shape[3], weight.shape[-1] // 2
+    dtype = accumulation_dtype(x.dtype)
+    dy, x = (t.to(dtype).permute(0, 3, 1, 2) for t in (dy, x))
+    weight, bias = (t if t is None else t.to(dtype) for t in (weight, bias))
+    before_silu = F.conv2d(x, weight, bias, padding=padding, groups=channels)
+    dy = dy * _silu_grad(before_silu)
+    dx = conv2d_input(x.shape, weight, dy, padding=padding, groups=channels)
+    dweight = conv2d_weight(x, weight.shape, dy, padding=padding, groups=channels)
+    return _like([dx.permute(0, 2, 3, 1), dweight, dy.sum((0, 2, 3))], inputs)
 
 
 def pool_forward(y, z, eps):

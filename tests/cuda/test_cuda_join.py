@@ -1,4 +1,4 @@
-"""Convolution, pooling, merging and the residual norm on a GPU against the float64 reference."""
+"""Convolutions, pooling, merging and the residual norm on a GPU against the float64 reference."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from kernel_cases import (
     check_kernels,
     check_norm,
     conv_arguments,
+    depthwise_arguments,
     merge_arguments,
     norm_arguments,
     pool_arguments,
@@ -52,6 +53,34 @@ def test_convolution_of_hostile_memory(layout):
         ("v_flip", "w2"), (9, 11), 40, 4, torch.bfloat16, "cuda", layout=layout
     )
     check_kernels(kernels, "conv", *arguments, torch.bfloat16)
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    ("images", "grid", "channels", "size", "bias"),
+    [
+        (2, (1, 1), 5, 3, True),
+        (1, (1, 9), 40, 3, False),
+        (2, (9, 11), 70, 5, True),
+        (1, (56, 56), 192, 3, True),
+        (8, (56, 56), 192, 3, True),
+        (3, (28, 30), 384, 3, False),
+        (128, (14, 14), 96, 3, True),
+        (64, (7, 7), 1536, 3, True),
+    ],
+    ids=str,
+)
+def test_depthwise_convolution(images, grid, channels, size, bias, dtype):
+    arguments = depthwise_arguments(grid, channels, size, dtype, "cuda", bias=bias, images=images)
+    check_kernels(kernels, "depthwise", *arguments, dtype)
+
+
+@each_dtype
+@each_layout
+@pytest.mark.parametrize("images", [1, 64], ids=["one row", "seven rows"])
+def test_depthwise_convolution_of_hostile_memory(images, layout, dtype):
+    arguments = depthwise_arguments((9, 17), 192, 3, dtype, "cuda", layout=layout, images=images)
+    check_kernels(kernels, "depthwise", *arguments, dtype)
 
 
 @each_size

@@ -9,6 +9,7 @@ from kernel_cases import (
     NO_GATE,
     ScanCase,
     conv_arguments,
+    depthwise_arguments,
     expanded,
     merge_arguments,
     norm_arguments,
@@ -86,6 +87,9 @@ def op_calls() -> Iterator[tuple[str, tuple]]:
         yield f"selective_scan {name}", (*tensors.values(), *rest, True)
     _, tensors, rest = conv_arguments(DIRECTIONS, GRID, 40, 4, torch.float32, "cuda")
     yield "causal_conv", (*tensors.values(), *rest)
+    for images in (2, 64):  # one and several rows of a map in a program's units
+        _, tensors, _ = depthwise_arguments((9, 11), 192, 3, torch.float32, "cuda", images=images)
+        yield f"depthwise_conv {images}", tuple(tensors.values())
     _, tensors, rest = pool_arguments(49, 96, True, torch.float32, "cuda")
     yield "pool_branches", (*tensors.values(), *rest)
     options = ("channel", "token", "z", "norm")

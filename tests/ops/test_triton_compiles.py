@@ -15,6 +15,7 @@ from kernel_cases import (
     SMALL_SCANS,
     ScanCase,
     conv_arguments,
+    depthwise_arguments,
     merge_arguments,
     norm_arguments,
     pool_arguments,
@@ -80,6 +81,23 @@ def test_scan(case):
 def test_convolution(channels, taps):
     arguments = conv_arguments(("h", "w2"), (3, 5), channels, taps, torch.bfloat16)
     run_kernels(kernels, "conv", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("images", "grid", "channels", "size", "bias", "dtype"),
+    [
+        (1, (1, 1), 1, 3, True, torch.float32),
+        (1, (7, 9), 40, 5, False, torch.float16),
+        (1200, (1, 1), 1, 3, True, torch.bfloat16),
+        (600, (7, 9), 40, 3, False, torch.float32),
+        (600, (8, 9), 192, 3, True, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_depthwise_convolution(images, grid, channels, size, bias, dtype):
+    """With many images, a unit has several rows of a map."""
+    arguments = depthwise_arguments(grid, channels, size, dtype, bias=bias, images=images)
+    run_kernels(kernels, "depthwise", *arguments)
 
 
 @pytest.mark.parametrize("channels", [1, 96, 3072])

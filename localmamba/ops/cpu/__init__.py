@@ -2,6 +2,7 @@
 
 from ..backends import attend_in_parts
 from .conv import conv_backward, conv_forward
+from .depthwise_conv import depthwise_backward, depthwise_forward
 from .merge import merge_backward, merge_forward
 from .norm import norm_backward, norm_forward
 from .pool import pool_backward, pool_forward
@@ -13,6 +14,8 @@ __all__ = [
     "attend_backward",
     "conv_backward",
     "conv_forward",
+    "depthwise_backward",
+    "depthwise_forward",
     "merge_backward",
     "merge_forward",
     "norm_backward",

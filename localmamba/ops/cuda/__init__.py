@@ -1,6 +1,7 @@
 """Triton kernels: the backend for CUDA tensors (see `ops/backends.py`)."""
 
 from .conv import conv_backward, conv_forward
+from .depthwise_conv import depthwise_backward, depthwise_forward
 from .join_backward import attend_backward, merge_backward, pool_backward
 from .merge import merge_forward
 from .norm import norm_backward, norm_forward
@@ -11,6 +12,8 @@ __all__ = [
     "attend_backward",
     "conv_backward",
     "conv_forward",
+    "depthwise_backward",
+    "depthwise_forward",
     "merge_backward",
     "merge_forward",
     "norm_backward",

@@ -1,4 +1,4 @@
-"""Convolution, pooling, merging and the residual norm in Triton's interpreter.
+"""Convolutions, pooling, merging and the residual norm in Triton's interpreter.
 
 test_triton_interpreter.py runs this file.
 """
@@ -15,13 +15,17 @@ from kernel_cases import (
     check_kernels,
     check_norm,
     conv_arguments,
+    depthwise_arguments,
+    expanded,
     merge_arguments,
     norm_arguments,
     pool_arguments,
+    run_kernels,
 )
 from ops.helpers import LAYOUTS
 
 from localmamba.ops import cuda as kernels
+from localmamba.ops.cuda import depthwise_conv
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -57,6 +61,65 @@ def test_convolution_along_an_index_of_another_integer_type_and_layout():
 def test_convolution_of_hostile_memory(layout, dtype):
     arguments = conv_arguments(("v_flip", "w2"), (3, 3), 5, 4, dtype, layout=layout)
     check_kernels(kernels, "conv", *arguments, dtype)
+
+
+@pytest.fixture
+def many_units(monkeypatch):
+    """As where there are enough for a GPU: one has several rows, and a program several of them."""
+    monkeypatch.setattr(depthwise_conv, "WAVE", 1)
+
+
+@pytest.mark.parametrize(
+    ("grid", "channels", "size", "bias"),
+    [
+        ((1, 1), 1, 3, True),
+        ((1, 9), 6, 3, False),
+        ((8, 1), 5, 5, True),
+        ((7, 9), 70, 3, True),
+        ((15, 4), 6, 3, True),
+        ((3, 5), 6, 1, False),
+        ((2, 17), 6, 5, False),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("many_units")
+def test_depthwise_convolution(grid, channels, size, bias):
+    arguments = depthwise_arguments(grid, channels, size, torch.float32, bias=bias)
+    check_kernels(kernels, "depthwise", *arguments, torch.float32)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_depthwise_convolution_of_few_units(bias):
+    arguments = depthwise_arguments((3, 9), 5, 3, torch.float32, bias=bias)
+    check_kernels(kernels, "depthwise", *arguments, torch.float32)
+
+
+@each_dtype
+@each_layout
+@pytest.mark.usefixtures("many_units")
+def test_depthwise_convolution_of_hostile_memory(layout, dtype):
+    arguments = depthwise_arguments((8, 9), 5, 3, dtype, layout=layout)
+    check_kernels(kernels, "depthwise", *arguments, dtype)
+
+
+def test_depthwise_convolution_of_expanded_memory():
+    arguments = depthwise_arguments((3, 4), 5, 3, torch.float32, layout=expanded)
+    check_kernels(kernels, "depthwise", *arguments, torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_depthwise_convolution_saturates_in_float16():
+    gradient, tensors, rest = depthwise_arguments((3, 4), 5, 3, torch.float16)
+    tensors["x"] *= 2e4
+    results = run_kernels(kernels, "depthwise", gradient, tensors, rest)
+    assert results["output"].isfinite().all()
+    assert results["output"].max() == 65504
+    assert not any(x.isnan().any() for x in results.values())
+
+
+def test_depthwise_convolution_of_no_images():
+    arguments = depthwise_arguments((3, 4), 5, 3, torch.float32, images=0)
+    check_kernels(kernels, "depthwise", *arguments, torch.float32)
 
 
 @pytest.mark.parametrize("gated", [False, True])
