@@ -90,6 +90,18 @@ def deterministic() -> Iterator[None]:
 
 
 @each_demo
+def test_trains_as_cuda_graphs(name):
+    """What docs/performance.md advises: one launch for the forward and one for the backward pass."""
+    model, x, labels = demo(name)
+    x, labels = x.cuda(), labels.cuda()
+    truths = gradients(copy.deepcopy(model).cuda(), x, labels)
+    graphed = torch.cuda.make_graphed_callables(model.cuda(), (torch.zeros_like(x),))
+    results = gradients(graphed, x, labels)
+    errors = {n: relative_error(results[n], truth) for n, truth in truths.items()}
+    assert not {n: error for n, error in errors.items() if not error < 1e-5}
+
+
+@each_demo
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.filterwarnings("ignore:Deterministic behavior was enabled")
 def test_two_runs_are_equal_bit_by_bit(name):

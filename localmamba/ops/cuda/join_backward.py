@@ -17,6 +17,7 @@ from .tiles import (
     channel_offsets,
     direction_offsets,
     load,
+    load_directions,
     normalised_rows,
     sum_directions,
     sum_rows,
@@ -26,7 +27,7 @@ from .tiles import (
 )
 
 _TOKENS = 16
-"""Tokens of a program that makes the gradient of the sum."""
+"""Tokens of a program that makes the gradient of the sum through a norm."""
 
 _WEIGHT_TOKENS, _WEIGHT_CHANNELS = 64, 64
 """Tokens and channels of a program that makes the gradient of channel weights."""
@@ -123,7 +124,7 @@ def _pool_gradient(b_gated, b_g, m_d, channels, eps):
     """Of gated outputs, a tile; b_g is the gradient of the normalised ones."""
     b_xhat, b_rstd = normalised_rows(b_gated, m_d, channels, eps)
     along = sum_rows(b_xhat * b_g) / channels
-    return tl.where(m_d, b_g - sum_rows(b_g) / channels - b_xhat * along, 0.0) * b_rstd
+    return (b_g - sum_rows(b_g) / channels - b_xhat * along) * b_rstd
 
 
 @triton.jit
@@ -140,22 +141,22 @@ def branch_backward_kernel(
     o_t = i_t * BT + token_offsets(BT)
     m_d = o_d < channels
     m = (o_t < length) & m_d
+    o_next = direction_offsets(BK)
+    b_next = load_directions(y, i_b, o_next, o_t, o_d, m, K, length, channels)
     b_sum = tl.zeros([1, 1, 1, 1], tl.float32)
     if HAS_SUM:
         b_sum = load(dsum + i_b * sum_b + o_t * sum_t + o_d, m)
-    b_gate = tl.full([1, 1, 1, 1], 1.0, tl.float32)
-    b_z, b_act = b_gate, b_gate
+    b_act = tl.full([1, 1, 1, 1], 1.0, tl.float32)
     b_dact = tl.zeros([1, PARTS, BT, WIDTH], tl.float32)
     if HAS_Z:
         b_z = load(z + i_b * z_b + o_t * z_t + o_d, m)
-        b_gate = sigmoid(b_z)
-        b_act = b_z * b_gate
+        b_act = b_z * sigmoid(b_z)
     for k in range(0, K, BK):
+        b_y = b_next.to(tl.float32)
         o_k = k + direction_offsets(BK)
+        b_next = load_directions(y, i_b, o_k + BK, o_t, o_d, m, K, length, channels)
         o_bk = i_b * K + o_k
         m_y = m & (o_k < K)
-        o_y = (o_bk * length + o_t) * channels + o_d
-        b_y = load(y + o_y, m_y)
         b_dy = tl.zeros([BK, PARTS, BT, WIDTH], tl.float32)
         if HAS_SUM:
             b_dy += b_sum
@@ -172,10 +173,13 @@ def branch_backward_kernel(
             b_g = _pool_gradient(b_y * b_act, b_g, m_d, channels, eps)
             b_dact += sum_directions(b_g * b_y)
             b_dy += b_g * b_act
-        tl.store(dy + o_y, b_dy, mask=m_y)
+        tl.store(dy + (o_bk * length + o_t) * channels + o_d, b_dy, mask=m_y)
     if HAS_Z:
-        p_dz = dz + (i_b * length + o_t) * channels + o_d
+        # z is read again rather than kept, for its registers.
+        b_z = load(z + i_b * z_b + o_t * z_t + o_d, m)
+        b_gate = sigmoid(b_z)
         b_dz = b_dact * b_gate * (1.0 + b_z * (1.0 - b_gate))
+        p_dz = dz + (i_b * length + o_t) * channels + o_d
         if ADDS_DZ:
             b_dz += load(p_dz, m)
         tl.store(p_dz, b_dz, mask=m)
@@ -187,7 +191,9 @@ def _sum_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_
         return dout, None, None, None
     batch, directions, length, channels = y.shape
     tile = tiling(directions, channels)
-    blocks = triton.cdiv(length, _TOKENS)
+    # Partial sums of the norm's gradients are why a program takes more than a tile.
+    tokens = tile.tokens if norm_weight is None else max(_TOKENS, tile.tokens)
+    blocks = triton.cdiv(length, tokens)
     dsum = torch.empty((batch, length, channels), dtype=y.dtype, device=y.device)
     dz = None if z is None else torch.empty_like(dsum, dtype=z.dtype)
     dnorm = None
@@ -199,7 +205,7 @@ def _sum_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_
         directions, length, channels, blocks, eps,
         HAS_CHANNEL=channel_weights is not None, HAS_TOKEN=token_weights is not None,
         HAS_Z=z is not None, HAS_NORM=norm_weight is not None,
-        TOKENS=_TOKENS, **tile.arguments(),
+        TOKENS=tokens, **tile.arguments(),
     )  # fmt: skip
     return dsum, dz, *((None, None) if dnorm is None else dnorm.sum(1))
 

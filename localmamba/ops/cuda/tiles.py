@@ -70,6 +70,13 @@ def load(pointers, mask):
 
 
 @triton.jit
+def load_directions(y, i_b, o_k, o_t, o_d, mask, K, length, channels):
+    """Outputs of some directions as they lie in memory; 0 past the last direction."""
+    p_y = y + ((i_b * K + o_k) * length + o_t) * channels + o_d
+    return tl.load(p_y, mask=mask & (o_k < K), other=0.0)
+
+
+@triton.jit
 def sum_rows(b_x):
     """Over channels: [*, PARTS, BT, WIDTH] -> [*, 1, BT, 1]."""
     return tl.sum(tl.sum(b_x, axis=3, keep_dims=True), axis=1, keep_dims=True)
