@@ -91,7 +91,7 @@ def deterministic() -> Iterator[None]:
 
 @each_demo
 def test_trains_as_cuda_graphs(name):
-    """What docs/performance.md advises: one launch for the forward and one for the backward pass."""
+    """As docs/performance.md advises: one launch for the forward pass, one for the backward."""
     model, x, labels = demo(name)
     x, labels = x.cuda(), labels.cuda()
     truths = gradients(copy.deepcopy(model).cuda(), x, labels)
