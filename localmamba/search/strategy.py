@@ -1,6 +1,7 @@
 """What every way of searching shares: the interface that training loops see."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -179,9 +180,11 @@ class AlternatingStrategy(Strategy):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    # An optimiser hands out its own tensors and keeps those that it is given, and its steps write
+    # into them: without a copy, two strategies would share their averages.
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**super().state_dict(), "optimizer": deepcopy(self.optimizer.state_dict())}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(deepcopy(state["optimizer"]))

@@ -47,34 +47,37 @@ def test_one_seed_gives_one_file_bit_for_bit(strategy, tmp_path):
     assert str(tmp_path).encode() not in one
 
 
-@pytest.mark.parametrize("strategy", ["softmax", "binary_gates"])
-def test_resumed_search_comes_to_the_same(strategy, tmp_path):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    whole.mkdir()
-    stopped.mkdir()
-    Search(make_job(strategy)).run(whole)
+def stop_after(search: Search, epochs: int, folder: Path) -> None:
+    """Runs a search and interrupts it in the step that follows so many epochs."""
 
-    def stop() -> None:
+    def stop(*_args) -> None:
         raise KeyboardInterrupt
 
-    search = Search(make_job(strategy))
-    search.loop.conclude = lambda _on_choice: stop()
-    first_epoch, search.loop.train_epoch = search.loop.train_epoch, None
+    def step_or_stop(batch) -> torch.Tensor:
+        return stop() if search.loop.progress.epoch == epochs else loss(batch)
 
-    def one_epoch(on_step) -> None:
-        if search.loop.progress.epoch:
-            stop()
-        first_epoch(on_step)
-
-    search.loop.train_epoch = one_epoch
+    loss, search.loop.loss = search.loop.loss, step_or_stop
+    search.loop.strategy.conclude = stop
     with pytest.raises(KeyboardInterrupt):
-        search.run(stopped)
-    early = Choice.load(stopped / "directions.json")
-    assert (early.epoch, early.epochs) == (1, 2)
-    torch.manual_seed(99)
-    Search(make_job(strategy)).run(stopped, resume=True)
-    for name in ("directions.json", "probabilities.csv"):
-        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+        search.run(folder)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_resumed_search_comes_to_the_same(strategy, tmp_path):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    Search(make_job(strategy)).run(whole)
+    names = {path.name for path in whole.iterdir()} - {"metrics.csv", "metrics.json"}  # times
+    for epochs in (1, 2):
+        stopped = tmp_path / f"stopped after {epochs}"
+        stopped.mkdir()
+        stop_after(Search(make_job(strategy)), epochs, stopped)
+        early = Choice.load(stopped / "directions.json")
+        assert (early.epoch, early.epochs) == (epochs, 2)
+        torch.manual_seed(99)
+        Search(make_job(strategy)).run(stopped, resume=True)
+        for name in names:
+            assert (stopped / name).read_bytes() == (whole / name).read_bytes(), (name, epochs)
 
 
 def test_files_of_a_search(tmp_path):
