@@ -124,12 +124,13 @@ def _silent_stderr() -> Iterator[None]:
         os.close(stderr)
 
 
-def _peak_on_cuda(work: Workload) -> float:
+def _peak_on_cuda(work: Workload, before: int) -> float:
+    """The most that tensors took, less what stood in memory before the model."""
     work.step()
     torch.cuda.reset_peak_memory_stats()
     work.step()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() / MIB
+    return (torch.cuda.max_memory_allocated() - before) / MIB
 
 
 def _peak_on_cpu(work: Workload) -> float:
@@ -173,9 +174,11 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
 
 
-def _measure(work: Workload, seconds: float) -> Result:
-    device = work.setting.device
-    memory = _peak_on_cuda(work) if device == "cuda" else _peak_on_cpu(work)
+def _measure(setting: Setting, seconds: float) -> Result:
+    device = setting.device
+    before = torch.cuda.memory_allocated() if device == "cuda" else 0
+    work = Workload(setting)
+    memory = _peak_on_cuda(work, before) if device == "cuda" else _peak_on_cpu(work)
     step = _captured(work.step) if work.setting.launch == "graph" else work.step
     milliseconds = median_milliseconds(step, device, seconds)
     return Result(work.setting, milliseconds, memory)
@@ -190,7 +193,7 @@ def measure(setting: Setting, seconds: float = 3.0) -> Result:
     """
     try:
         with _tf32(DTYPES[setting.dtype].tf32):
-            return _measure(Workload(setting), seconds)
+            return _measure(setting, seconds)
     except Exception as error:  # one model that fails must not end a long run
         return Result(setting, error=_reason(error))
     finally:
