@@ -1,10 +1,11 @@
 """From the results of study.py to docs/results/fashion_mnist.md, its figures and its JSON.
 
-    PYTHONPATH=. python benchmarks/fashion_mnist/report.py runs/study/results.jsonl [docs/results]
+    PYTHONPATH=. python benchmarks/fashion_mnist/report.py runs/study/results.jsonl [--seeds 5]
 
 Every figure in the page comes from the records; nothing is typed in.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -231,12 +232,28 @@ def verdict(records: Records) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def unfinished(records: Records) -> list[str]:
-    """What a study that was cut short lacks, beside the seeds that its arms have."""
-    seeds = {seed for (kind, _), found in records.items() if kind == "train" for seed in found}
-    lacking = {arm.label: sorted(seeds - set(records.get(("train", arm.name), {}))) for arm in ARMS}
+def unfinished(records: Records, seeds: int) -> list[str]:
+    """What a study that was cut short lacks, and the runs of further seeds that it has."""
+    expected = {
+        seed for (kind, _), found in records.items() if kind == "train" for seed in found
+    } & set(range(seeds))
+    lacking = {
+        arm.label: sorted(expected - set(records.get(("train", arm.name), {}))) for arm in ARMS
+    }
     parts = [f"{label} (seed {', '.join(map(str, s))})" for label, s in lacking.items() if s]
-    return [f"Not run: {'; '.join(parts)}.", ""] if parts else []
+    further = sum(record["seed"] >= seeds for record in every(records))
+    lines = [f"Not run: {'; '.join(parts)}.", ""] if parts else []
+    if further:
+        lines += [f"The file also holds {further} runs of further seeds, not used here.", ""]
+    return lines
+
+
+def first_seeds(records: Records, seeds: int) -> Records:
+    """The records of so many seeds."""
+    return {
+        key: {seed: record for seed, record in found.items() if seed < seeds}
+        for key, found in records.items()
+    }
 
 
 def describe(records: Records) -> list[str]:
@@ -268,8 +285,8 @@ def options(setup: dict) -> str:
     return "".join(f" --{key.replace('_', '-')} {value}" for key, value in changed.items())
 
 
-def page(records: Records, figures: list[str]) -> str:
-    """The whole page."""
+def page(records: Records, figures: list[str], notes: list[str]) -> str:
+    """The whole page; `notes` say what the records lack."""
     setup = next(every(records))["setup"]
     seeds = max((len(found) for (kind, _), found in records.items() if kind == "train"), default=0)
     measured = [
@@ -293,7 +310,7 @@ def page(records: Records, figures: list[str]) -> str:
             "the differences between runs of one seed.",
             "",
             *significance(records),
-            *unfinished(records),
+            *notes,
             *figures,
             "## The searches",
             "",
@@ -324,14 +341,21 @@ def page(records: Records, figures: list[str]) -> str:
     )
 
 
-def main(results: Path, folder: Path) -> None:
+def main(results: Path, folder: Path, seeds: int = sys.maxsize) -> None:
     """Writes the page, its figures and the records."""
     records = read(results)
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(as_line(record) for record in every(records))
     (folder / "fashion_mnist.jsonl").write_text(lines)
-    (folder / "fashion_mnist.md").write_text(page(records, write_figures(records, folder)))
+    used = first_seeds(records, seeds)
+    text = page(used, write_figures(used, folder), unfinished(records, seeds))
+    (folder / "fashion_mnist.md").write_text(text)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else "docs/results"))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/results"))
+    parser.add_argument("--seeds", type=int, default=sys.maxsize, help="the first so many only")
+    arguments = parser.parse_args()
+    main(arguments.results, arguments.folder, arguments.seeds)
