@@ -101,6 +101,20 @@ def test_trains_as_cuda_graphs(name):
     assert not {n: error for n, error in errors.items() if not error < 1e-5}
 
 
+@pytest.mark.parametrize("d_state", [8, 16])
+def test_more_sequences_than_a_grid_axis_holds(d_state):
+    """Many small maps, such as windows of images: 80,000 sequences, at once or in twenty calls."""
+    torch.manual_seed(0)
+    mixer = localmamba.LocalVimMixer(16, d_state=d_state).cuda()
+    x = torch.randn(20_000, 4, 16, device="cuda", requires_grad=True)
+    whole = mixer(x, 2, 2)
+    (found,) = torch.autograd.grad(whole.square().sum(), x)
+    parts = torch.cat([mixer(part, 2, 2) for part in x.split(1000)])
+    (expected,) = torch.autograd.grad(parts.square().sum(), x)
+    assert relative_error(whole, parts) < 1e-6
+    assert relative_error(found, expected) < 1e-6
+
+
 @each_demo
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.filterwarnings("ignore:Deterministic behavior was enabled")

@@ -15,6 +15,23 @@ WAVE = 528
 
 
 @triton.jit
+def program_of_two(first):
+    """Where a program stands in a grid of [second, first] programs that is launched flat.
+
+    CUDA takes at most 65,535 programs along every axis of a grid but the first.
+    """
+    i = tl.program_id(0)
+    return i % first, (i // first).to(tl.int64)
+
+
+@triton.jit
+def program_of_three(first, second):
+    """The same for a grid of [third, second, first] programs."""
+    i = tl.program_id(0)
+    return i % first, i // first % second, (i // (first * second)).to(tl.int64)
+
+
+@triton.jit
 def sigmoid(x):
     return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
 

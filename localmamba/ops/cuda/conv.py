@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..causal_conv import scan_major
-from .common import as_read, device_of, sigmoid, store, unit_stride
+from .common import as_read, device_of, program_of_three, sigmoid, store, unit_stride
 
 _STEPS = 16
 """Steps of a program."""
@@ -39,8 +39,8 @@ def conv_forward_kernel(
     x, weight, bias, index, u, x_b, x_t, u_b, u_k, u_t, K, steps, channels,
     BT: tl.constexpr, BD: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    i_t, i_d, i_bk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    i_b, i_k = (i_bk // K).to(tl.int64), (i_bk % K).to(tl.int64)
+    i_t, i_d, i_bk = program_of_three(tl.cdiv(steps, BT), tl.cdiv(channels, BD))
+    i_b, i_k = i_bk // K, i_bk % K
     o_d = i_d * BD + tl.arange(0, BD)
     o_t = i_t * BT + tl.arange(0, BT)
     m_d = o_d < channels
@@ -63,9 +63,8 @@ def before_silu_backward_kernel(
 
     The taps of a tile of steps are one tile [BW, BT, BD], read once for both.
     """
-    i_t, i_d, i_bk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    i_b, i_k = (i_bk // K).to(tl.int64), (i_bk % K).to(tl.int64)
-    i_bk = i_bk.to(tl.int64)
+    i_t, i_d, i_bk = program_of_three(blocks, tl.cdiv(channels, BD))
+    i_b, i_k = i_bk // K, i_bk % K
     o_d = i_d * BD + tl.arange(0, BD)
     o_w = tl.arange(0, BW)
     m_d = o_d < channels
@@ -104,7 +103,7 @@ def taps_backward_kernel(
     BT: tl.constexpr, BD: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """dx of a block of tokens: each gathers from the W steps that read it, in all directions."""
-    i_t, i_d, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_t, i_d, i_b = program_of_three(tl.cdiv(length, BT), tl.cdiv(channels, BD))
     o_d = i_d * BD + tl.arange(0, BD)
     o_t = i_t * BT + tl.arange(0, BT)
     m_d = o_d < channels
@@ -140,9 +139,9 @@ def conv_forward(x, weight, bias, index):
     if u.numel() == 0:
         return u
     block = min(128, triton.next_power_of_2(channels))
-    grid = (triton.cdiv(steps, _STEPS), triton.cdiv(channels, block), batch * directions)
+    blocks = triton.cdiv(steps, _STEPS) * triton.cdiv(channels, block)
     with device_of(x):
-        conv_forward_kernel[grid](
+        conv_forward_kernel[(blocks * batch * directions,)](
             x, weight, bias, index, u, x.stride(0), x.stride(1), *u.stride()[:3],
             directions, steps, channels, BT=_STEPS, BD=block, W=weight.shape[2], num_warps=4,
         )  # fmt: skip
@@ -166,7 +165,7 @@ def conv_backward(du, x, weight, bias, index):
         block = min(128, triton.next_power_of_2(channels))
         channel_blocks = triton.cdiv(channels, block)
         with device_of(x):
-            before_silu_backward_kernel[(blocks, channel_blocks, batch * directions)](
+            before_silu_backward_kernel[(blocks * channel_blocks * batch * directions,)](
                 du, x, weight, bias, index, dpre, dweight, dbias,
                 *du.stride()[:3], x.stride(0), x.stride(1),
                 directions, steps, channels, blocks,
@@ -176,7 +175,7 @@ def conv_backward(du, x, weight, bias, index):
             invert_kernel[(triton.cdiv(steps, 128), directions)](
                 index, inverse, steps, length, BT=128
             )
-            taps_backward_kernel[(triton.cdiv(length, _STEPS), channel_blocks, batch)](
+            taps_backward_kernel[(triton.cdiv(length, _STEPS) * channel_blocks * batch,)](
                 dpre, weight, inverse, dx, directions, steps, length, channels,
                 BT=_STEPS, BD=block, W=width, num_warps=4,
             )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import device_of, sigmoid, unit_stride
+from .common import device_of, program_of_three, program_of_two, sigmoid, unit_stride
 from .merge import optional_contiguous, weighed, weighed_sum
 from .tiles import (
     WIDTH,
@@ -67,7 +67,7 @@ def sum_backward_kernel(
     BK: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the sum over directions, and partial sums of those of the norm."""
-    i_t, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_t, i_b = program_of_two(blocks)
     o_d = channel_offsets(PARTS)
     m_d = o_d < channels
     b_dweight = tl.zeros([1, PARTS, BT, WIDTH], tl.float32)
@@ -103,7 +103,7 @@ def channel_weights_backward_kernel(
     HAS_TOKEN: tl.constexpr, TOKENS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Sums over some tokens of output times the gradient of the sum."""
-    i_d, i_t, i_bk = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_d, i_t, i_bk = program_of_three(tl.cdiv(channels, BD), blocks)
     o_d = i_d * BD + tl.arange(0, BD)[None, :]
     b_product = tl.zeros([BT, BD], tl.float32)
     p_sum = dsum + i_bk // K * sum_b
@@ -136,7 +136,7 @@ def branch_backward_kernel(
     BK: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """The gradients of every direction's output, of its token weights and of the pooling's gate."""
-    i_t, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_t, i_b = program_of_two(tl.cdiv(length, BT))
     o_d = channel_offsets(PARTS)
     o_t = i_t * BT + token_offsets(BT)
     m_d = o_d < channels
@@ -199,7 +199,7 @@ def _sum_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_
     dnorm = None
     if norm_weight is not None:
         dnorm = torch.empty((2, batch * blocks, channels), device=y.device)
-    sum_backward_kernel[(blocks, batch)](
+    sum_backward_kernel[(blocks * batch,)](
         dout, y, channel_weights, token_weights, z, norm_weight, norm_bias,
         dsum, dz, *((None, None) if dnorm is None else dnorm), *_strides(dout, z),
         directions, length, channels, blocks, eps,
@@ -217,8 +217,8 @@ def _channel_weights_backward(dsum, y, channel_weights, token_weights):
     batch, directions, length, channels = y.shape
     blocks = triton.cdiv(length, _WEIGHT_TOKENS)
     dchannel = torch.empty((batch, directions, blocks, channels), device=y.device)
-    grid = (triton.cdiv(channels, _WEIGHT_CHANNELS), blocks, batch * directions)
-    channel_weights_backward_kernel[grid](
+    programs = triton.cdiv(channels, _WEIGHT_CHANNELS) * blocks * batch * directions
+    channel_weights_backward_kernel[(programs,)](
         dsum, y, token_weights, dchannel, *_strides(dsum), directions, length, channels, blocks,
         HAS_TOKEN=token_weights is not None, TOKENS=_WEIGHT_TOKENS, BT=16, BD=_WEIGHT_CHANNELS,
         num_warps=1,
@@ -235,7 +235,7 @@ def _branch_backward(y, dsum, channel_weights, token_weights, dmeans, z, dz, eps
         dtoken = torch.empty((batch, directions, length), device=y.device)
     if z is not None and dz is None:
         dz = torch.empty((batch, length, channels), dtype=z.dtype, device=y.device)
-    branch_backward_kernel[(triton.cdiv(length, tile.tokens), batch)](
+    branch_backward_kernel[(triton.cdiv(length, tile.tokens) * batch,)](
         dsum, y, channel_weights, token_weights, dmeans, z, dy, dtoken, dz, *_strides(dsum, z),
         directions, length, channels, eps,
         HAS_SUM=dsum is not None, HAS_CHANNEL=channel_weights is not None,

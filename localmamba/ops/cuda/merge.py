@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import device_of, sigmoid, store, unit_stride
+from .common import device_of, program_of_two, sigmoid, store, unit_stride
 from .tiles import (
     WIDTH,
     channel_offsets,
@@ -63,7 +63,7 @@ def merge_forward_kernel(
     HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_NORM: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    i_t, i_b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_t, i_b = program_of_two(tl.cdiv(length, BT))
     o_d = channel_offsets(PARTS)
     o_t = i_t * BT + token_offsets(BT)
     m_d = o_d < channels
@@ -98,7 +98,7 @@ def merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, 
     if out.numel() > 0:
         tile = tiling(directions, channels)
         with device_of(y):
-            merge_forward_kernel[(triton.cdiv(length, tile.tokens), batch)](
+            merge_forward_kernel[(triton.cdiv(length, tile.tokens) * batch,)](
                 y, channel_weights, token_weights, z, norm_weight, norm_bias, out,
                 *((0, 0) if z is None else z.stride()[:2]), directions, length, channels, eps,
                 HAS_CHANNEL=channel_weights is not None, HAS_TOKEN=token_weights is not None,

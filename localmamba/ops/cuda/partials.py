@@ -7,14 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import device_of
+from .common import device_of, program_of_two
 
 _BLOCK = 1024
 
 
 @triton.jit
 def sum_partials_kernel(x, out, parts, inner, BLOCK: tl.constexpr):
-    i_block, i_outer = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_block, i_outer = program_of_two(tl.cdiv(inner, BLOCK))
     o = i_block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m = o < inner
     p_x = x + i_outer * parts * inner + o
@@ -34,7 +34,7 @@ def sum_partials(x: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
     outer = math.prod(shape[:axis])
     inner = out.numel() // outer
     with device_of(x):
-        sum_partials_kernel[(triton.cdiv(inner, _BLOCK), outer)](
+        sum_partials_kernel[(triton.cdiv(inner, _BLOCK) * outer,)](
             x, out, x.shape[axis], inner, BLOCK=_BLOCK, num_warps=4
         )
     return out

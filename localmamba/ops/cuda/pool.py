@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import device_of, sigmoid, unit_stride
+from .common import device_of, program_of_two, sigmoid, unit_stride
 from .tiles import (
     WIDTH,
     channel_offsets,
@@ -29,7 +29,8 @@ def pool_forward_kernel(
     HAS_Z: tl.constexpr, TOKENS: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr,
     BT: tl.constexpr,
 ):  # fmt: skip
-    i_t, i_b, i_k = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    i_t, i_b = program_of_two(blocks)
+    i_k = tl.program_id(1)
     o_d = channel_offsets(PARTS)
     o_k = i_k * BK + direction_offsets(BK)
     m_d, m_k = o_d < channels, o_k < K
@@ -57,7 +58,7 @@ def pool_forward(y, z, eps):
     if y.numel() > 0:
         tile = tiling(directions, channels, at_once=2)
         with device_of(y):
-            pool_forward_kernel[(blocks, batch, triton.cdiv(directions, tile.directions))](
+            pool_forward_kernel[(blocks * batch, triton.cdiv(directions, tile.directions))](
                 y, z, sums, *((0, 0) if z is None else z.stride()[:2]),
                 directions, length, channels, blocks, eps,
                 HAS_Z=z is not None, TOKENS=_TOKENS, **tile.arguments(),

@@ -14,6 +14,7 @@ from ..backends import CHUNK
 from .common import (
     LOG2E,
     device_of,
+    program_of_two,
     scan_launch,
     sequence_strides,
     sigmoid,
@@ -116,10 +117,10 @@ def scan_backward_kernel(
     BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(GROUP == 4)
-    i_d, i_bk, i_s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    blocks = tl.num_programs(0)
-    i_b, i_k = (i_bk // K).to(tl.int64), (i_bk % K).to(tl.int64)
-    i_bk = i_bk.to(tl.int64)
+    blocks = tl.cdiv(channels, BD)
+    i_d, i_bk = program_of_two(blocks)
+    i_s = tl.program_id(1)
+    i_b, i_k = i_bk // K, i_bk % K
     o_d = i_d * BD + tl.arange(0, BD)
     o_n = tl.arange(0, BN)
     m_d = o_d < channels
@@ -267,7 +268,7 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, st
                 carries = segment_carries(
                     dy, dt, A, C, z, dt_bias, index, softplus, launch, steps, u.dim() == 3
                 )
-            scan_backward_kernel[(blocks, batch * directions, launch.segments)](
+            scan_backward_kernel[(blocks * batch * directions, launch.segments)](
                 dy, u, dt, A, B, C, D, z, dt_bias, index, states, carries, scratch,
                 du, ddt, dA, dB, dC, dD, dz, dbias,
                 *sequence_strides(dy), *sequence_strides(u), *sequence_strides(dt),

@@ -12,6 +12,7 @@ from ..backends import CHUNK
 from .common import (
     LOG2E,
     device_of,
+    program_of_two,
     scan_launch,
     sequence_strides,
     sigmoid,
@@ -32,8 +33,9 @@ def scan_forward_kernel(
     SAVE: tl.constexpr, SEGMENTED: tl.constexpr, EVEN: tl.constexpr, CHUNK: tl.constexpr,
     BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    i_d, i_bk, i_s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    i_b, i_k = (i_bk // K).to(tl.int64), (i_bk % K).to(tl.int64)
+    i_d, i_bk = program_of_two(tl.cdiv(channels, BD))
+    i_s = tl.program_id(1)
+    i_b, i_k = i_bk // K, i_bk % K
     o_d = i_d * BD + tl.arange(0, BD)
     o_n = tl.arange(0, BN)
     m_d = o_d < channels
@@ -57,7 +59,7 @@ def scan_forward_kernel(
     p_dt = dt + i_b * dt_b + i_k * dt_k + o_d
     p_B = B + i_b * B_b + i_k * B_k + o_n
     p_C = C + i_b * C_b + i_k * C_k + o_n
-    p_y = y + i_bk.to(tl.int64) * length * channels + o_d
+    p_y = y + i_bk * length * channels + o_d
     p_index = index
     if HAS_INDEX:
         p_index += i_k * steps
@@ -65,11 +67,11 @@ def scan_forward_kernel(
 
     b_h = tl.zeros([BN, BD], tl.float32)
     if SEGMENTED:
-        p_start = starts + (i_bk.to(tl.int64) * segments + i_s) * n_states * channels
+        p_start = starts + (i_bk * segments + i_s) * n_states * channels
         b_h = tl.load(p_start + o_state, mask=m_dn, other=0.0)
     for i_c in range(i_s * segment_chunks, tl.minimum((i_s + 1) * segment_chunks, chunks)):
         if SAVE:
-            p_state = states + (i_bk.to(tl.int64) * chunks + i_c) * n_states * channels
+            p_state = states + (i_bk * chunks + i_c) * n_states * channels
             tl.store(p_state + o_state, b_h, mask=m_dn)
         for i_t in range(i_c * CHUNK, tl.minimum((i_c + 1) * CHUNK, steps)):
             token = i_t
@@ -124,7 +126,7 @@ def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
         starts = None
         if launch.segments > 1:
             starts = segment_starts(u, dt, A, B, dt_bias, index, softplus, launch, steps)
-        grid = (triton.cdiv(channels, launch.channels), batch * directions, launch.segments)
+        grid = (triton.cdiv(channels, launch.channels) * batch * directions, launch.segments)
         scan_forward_kernel[grid](
             u, dt, A, B, C, D, z, dt_bias, index, y, kept, starts,
             *sequence_strides(u), *sequence_strides(dt), *sequence_strides(B),

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends import CHUNK
-from .common import LOG2E, Launch, sequence_strides, sigmoid, step_size
+from .common import LOG2E, Launch, program_of_two, sequence_strides, sigmoid, step_size
 
 
 @triton.jit
@@ -23,8 +23,9 @@ def segment_end_kernel(
     SOFTPLUS: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """The state that a segment reaches from zero, and the sum of its step sizes."""
-    i_d, i_bk, i_s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    i_b, i_k = (i_bk // K).to(tl.int64), (i_bk % K).to(tl.int64)
+    i_d, i_bk = program_of_two(tl.cdiv(channels, BD))
+    i_s = tl.program_id(1)
+    i_b, i_k = i_bk // K, i_bk % K
     o_d = i_d * BD + tl.arange(0, BD)
     o_n = tl.arange(0, BN)
     m_d = o_d < channels
@@ -55,7 +56,7 @@ def segment_end_kernel(
         b_delta = step_size(b_dt, b_bias, SOFTPLUS)
         b_h = tl.exp2(b_delta[None, :] * b_A) * b_h + (b_delta * b_u)[None, :] * b_B[:, None]
         b_sum += b_delta
-    i_out = i_bk.to(tl.int64) * segments + i_s
+    i_out = i_bk * segments + i_s
     tl.store(ends + i_out * n_states * channels + o_state, b_h, mask=m_dn)
     tl.store(sums + i_out * channels + o_d, b_sum, mask=m_d)
 
@@ -66,7 +67,7 @@ def combine_segments_kernel(
     REVERSE: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """What each segment starts from: a scan over segments (from the last one if REVERSE)."""
-    i_d, i_bk = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    i_d, i_bk = program_of_two(tl.cdiv(channels, BD))
     o_d = i_d * BD + tl.arange(0, BD)
     o_n = tl.arange(0, BN)
     m_dn = (o_d < channels)[None, :] & (o_n < n_states)[:, None]
@@ -93,7 +94,7 @@ def segment_starts(u, dt, A, B, dt_bias, index, softplus, launch: Launch, steps:
     sums = torch.empty((*shape, channels), dtype=torch.float32, device=u.device)
     grid_order = u.dim() == 3
     blocks = triton.cdiv(channels, launch.channels)
-    segment_end_kernel[(blocks, batch * directions, launch.segments)](
+    segment_end_kernel[(blocks * batch * directions, launch.segments)](
         u, dt, A, B, dt_bias, index, ends, sums,
         *sequence_strides(u), *sequence_strides(dt), *sequence_strides(B),
         directions, steps, channels, states, launch.segment_chunks * CHUNK, launch.segments,
@@ -110,7 +111,7 @@ def combine_segments(
     """Runs `combine_segments_kernel`: what enters each segment, shaped like `ends`."""
     starts = torch.empty_like(ends)
     batch, directions, segments, states, channels = ends.shape
-    combine_segments_kernel[(triton.cdiv(channels, launch.channels), batch * directions)](
+    combine_segments_kernel[(triton.cdiv(channels, launch.channels) * batch * directions,)](
         A, ends, sums, starts, directions, channels, states, segments,
         REVERSE=reverse, BD=launch.channels, BN=launch.states, num_warps=launch.warps,
     )  # fmt: skip
@@ -126,8 +127,9 @@ def segment_carry_kernel(
     HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """What a segment passes back to the one before it when nothing reaches it from behind."""
-    i_d, i_bk, i_s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    i_b, i_k = (i_bk // K).to(tl.int64), (i_bk % K).to(tl.int64)
+    i_d, i_bk = program_of_two(tl.cdiv(channels, BD))
+    i_s = tl.program_id(1)
+    i_b, i_k = i_bk // K, i_bk % K
     o_d = i_d * BD + tl.arange(0, BD)
     o_n = tl.arange(0, BN)
     m_d = o_d < channels
@@ -165,7 +167,7 @@ def segment_carry_kernel(
         b_delta = step_size(b_dt, b_bias, SOFTPLUS)
         b_carry = tl.exp2(b_delta[None, :] * b_A) * (b_carry + b_C[:, None] * b_dy[None, :])
         b_sum += b_delta
-    i_out = i_bk.to(tl.int64) * segments + i_s
+    i_out = i_bk * segments + i_s
     tl.store(ends + i_out * n_states * channels + o_state, b_carry, mask=m_dn)
     tl.store(sums + i_out * channels + o_d, b_sum, mask=m_d)
 
@@ -176,7 +178,7 @@ def segment_carries(dy, dt, A, C, z, dt_bias, index, softplus, launch, steps, gr
     shape = (batch, directions, launch.segments)
     ends = torch.empty((*shape, states, channels), dtype=torch.float32, device=dy.device)
     sums = torch.empty((*shape, channels), dtype=torch.float32, device=dy.device)
-    grid = (triton.cdiv(channels, launch.channels), batch * directions, launch.segments)
+    grid = (triton.cdiv(channels, launch.channels) * batch * directions, launch.segments)
     segment_carry_kernel[grid](
         dy, dt, A, C, z, dt_bias, index, ends, sums,
         *sequence_strides(dy), *sequence_strides(dt), *sequence_strides(C),
