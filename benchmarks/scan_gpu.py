@@ -3,7 +3,8 @@
     python benchmarks/scan_gpu.py [--shapes vim vmamba1 ...] [--dtype bfloat16]
 
 Medians of CUDA-event timings after warm-up. `floor` is what the special-function units allow: one
-exponential per state and step in the forward pass, two in the backward pass.
+exponential per state and step in the forward pass, two in the backward pass (the kernel takes
+three there: docs/performance.md).
 """
 
 import argparse

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import backend
+from .checks import check_shape, check_together
 from .reference import accumulation_dtype
 from .registration import contiguous, define_op, empty_gradients, restore
 
@@ -143,14 +144,34 @@ def attend_branches(
         select_weight: Of the second, [D, D / r].
         select_bias: [D].
         norm_weight: If given, the sum over directions passes a layer norm with this weight, [D].
-        norm_bias: [D].
+        norm_bias: With `norm_weight`, [D].
         gate_first: Whether SCAttn looks at gated outputs, as in LocalVim, rather than at y itself.
         pool_eps: Of the norm before pooling.
         norm_eps: Of the norm after the sum.
 
     Returns:
         [B, L, D], in the dtype of y.
+
+    Raises:
+        ValueError: If shapes do not fit, or one of `norm_weight` and `norm_bias` is given alone.
     """
+    if y.dim() != 4:
+        raise ValueError(f"y must be [B, K, L, D], got {y.dim()} axes")
+    batch, _, length, channels = y.shape
+    if reduce_weight.dim() != 2 or reduce_weight.shape[1] != channels:
+        raise ValueError(
+            f"reduce_weight must be [D / r, {channels}], got {list(reduce_weight.shape)}"
+        )
+    reduced = reduce_weight.shape[0]
+    check_shape("z", z, [batch, length, channels])
+    check_shape("pool_weight", pool_weight, [channels])
+    check_shape("pool_bias", pool_bias, [channels])
+    check_shape("reduce_bias", reduce_bias, [reduced])
+    check_shape("select_weight", select_weight, [channels, reduced])
+    check_shape("select_bias", select_bias, [channels])
+    check_together("norm_weight", norm_weight, "norm_bias", norm_bias)
+    check_shape("norm_weight", norm_weight, [channels])
+    check_shape("norm_bias", norm_bias, [channels])
     return torch.ops.localmamba.attend_branches(
         y, z, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias,
         norm_weight, norm_bias, gate_first, pool_eps, norm_eps,

@@ -1,7 +1,9 @@
-"""Which kernels serve a tensor: Numba on a CPU, Triton on a GPU, the reference everywhere else.
+"""Which kernels serve a tensor: a CPU's, a GPU's, or the reference for float64 and other devices.
 
-A backend is a module with these functions, whose arguments are normalised (checked, last axis
-contiguous, index int32) and which know nothing of autograd:
+On a CPU Numba, and oneDNN through PyTorch; on a GPU Triton and CUDA C++. A backend is a module with
+the functions below, which know nothing of autograd. The public functions have checked the shapes of
+the arguments; strides, floating dtypes and the integer dtype of an index are any, and each backend
+makes of them what its kernels read.
 
     scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save) -> y, states
     scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .backends import backend
+from .checks import check_shape
 from .registration import (
     contiguous,
     define_op,
@@ -71,11 +72,11 @@ def depthwise_conv(
     """
     if x.dim() != 4:
         raise ValueError(f"x must be [B, H, W, D], got {x.dim()} axes")
-    channels, size = x.shape[3], weight.shape[-1]
-    if list(weight.shape) != [channels, 1, size, size] or size % 2 == 0:
+    channels = x.shape[3]
+    size = weight.shape[3] if weight.dim() == 4 else 0
+    if size % 2 == 0 or list(weight.shape) != [channels, 1, size, size]:
         raise ValueError(
             f"weight must be [{channels}, 1, S, S] with S odd, got {list(weight.shape)}"
         )
-    if bias is not None and list(bias.shape) != [channels]:
-        raise ValueError(f"bias must be [{channels}], got {list(bias.shape)}")
+    check_shape("bias", bias, [channels])
     return torch.ops.localmamba.depthwise_conv(x, weight, bias)

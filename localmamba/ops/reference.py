@@ -1,9 +1,8 @@
 """The plain PyTorch form of every kernel: the truth that the other kernels are tested against.
 
-Written for reading, in float64 when the input is; no speed is intended. The functions down to
-`merge_branches_reference` are differentiable; below them stands the kernel interface
-(`scan_forward`, ...) that `ops.cpu` and `ops.cuda` implement too, made of them. Letters:
-ops/README.md.
+Written for reading, differentiable, in float64 when the input is; no speed is intended. The kernel
+interface made of these functions (`scan_forward`, ...), which `ops.cpu` and `ops.cuda` implement
+too, stands in reference_backend.py. Letters: ops/README.md.
 """
 
 import torch

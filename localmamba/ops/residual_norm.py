@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .backends import backend
+from .checks import check_shape, check_together
 from .reference import accumulation_dtype
 from .registration import (
     contiguous,
@@ -91,13 +92,28 @@ def residual_norm(
         weight: Of the norm, [C].
         bias: With it the norm is a layer norm, [C]; without, an RMS norm.
         cos: Rotary table, [1, L, C], each angle twice; None for no rotation.
-        sin: Rotary table, [1, L, C].
+        sin: Rotary table, [1, L, C], with `cos`.
         eps: Of the norm.
 
     Returns:
         The normalised tokens, [..., L, C] in the dtype of `weight` (of autocast, under it), and the
         new stream, [..., L, C], in float32 (float64 for float64 tokens).
+
+    Raises:
+        ValueError: If shapes do not fit, one of the rotary tables is given alone, or C is odd with
+            them.
     """
+    if hidden.dim() < 2:
+        raise ValueError(f"hidden must be [..., L, C], got {hidden.dim()} axes")
+    length, channels = hidden.shape[-2:]
+    check_shape("residual", residual, list(hidden.shape))
+    check_shape("weight", weight, [channels])
+    check_shape("bias", bias, [channels])
+    check_together("cos", cos, "sin", sin)
+    check_shape("cos", cos, [1, length, channels])
+    check_shape("sin", sin, [1, length, channels])
+    if cos is not None and channels % 2 == 1:
+        raise ValueError(f"rotary tables turn pairs of channels, got {channels} channels")
     return torch.ops.localmamba.residual_norm(
         hidden, residual, weight, bias, cos, sin, eps, weight.dtype
     )

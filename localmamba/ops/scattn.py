@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .backends import backend
+from .checks import check_shape, check_together
 from .reference import accumulation_dtype
 from .registration import contiguous, define_op, empty_gradients, restore
 
@@ -65,7 +66,16 @@ def pool_branches(
 
     Returns:
         [B, K, D], float32 (float64 for a float64 y).
+
+    Raises:
+        ValueError: If shapes do not fit.
     """
+    if y.dim() != 4:
+        raise ValueError(f"y must be [B, K, L, D], got {y.dim()} axes")
+    batch, _, length, channels = y.shape
+    check_shape("z", z, [batch, length, channels])
+    check_shape("weight", weight, [channels])
+    check_shape("bias", bias, [channels])
     means = torch.ops.localmamba.pool_branches(y, z, eps)
     return torch.addcmul(bias.to(means.dtype), means, weight.to(means.dtype))
 
@@ -137,7 +147,19 @@ def merge_branches(
 
     Returns:
         [B, L, D], in the dtype of y.
+
+    Raises:
+        ValueError: If shapes do not fit, or one of `norm_weight` and `norm_bias` is given alone.
     """
+    if y.dim() != 4:
+        raise ValueError(f"y must be [B, K, L, D], got {y.dim()} axes")
+    batch, directions, length, channels = y.shape
+    check_shape("channel_weights", channel_weights, [batch, directions, channels])
+    check_shape("token_weights", token_weights, [batch, directions, length])
+    check_shape("z", z, [batch, length, channels])
+    check_together("norm_weight", norm_weight, "norm_bias", norm_bias)
+    check_shape("norm_weight", norm_weight, [channels])
+    check_shape("norm_bias", norm_bias, [channels])
     return torch.ops.localmamba.merge_branches(
         y, channel_weights, token_weights, z, norm_weight, norm_bias, eps
     )

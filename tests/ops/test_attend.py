@@ -59,3 +59,39 @@ def test_operator_contract(norm: bool, gate_first: bool) -> None:
 def test_gradcheck() -> None:
     tensors = [x.requires_grad_() for x in attend_inputs(True).values()]
     assert torch.autograd.gradcheck(attend_branches, tensors)
+
+
+@pytest.mark.parametrize(("norm", "gate_first"), VARIANTS)
+def test_compiles_whole_and_scripts(norm: bool, gate_first: bool) -> None:
+    inputs = attend_inputs(norm, torch.float32)
+    expected = attend_branches(**inputs, gate_first=gate_first)
+    for make in (
+        torch.jit.script,
+        lambda op: torch.compile(op, fullgraph=True, backend="aot_eager"),
+    ):
+        assert torch.equal(make(attend_branches)(**inputs, gate_first=gate_first), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": random(2, 7, 8)}, "y must be [B, K, L, D], got 3 axes"),
+        ({"y": random(3, 2, 4, 8)}, "z must be [3, 4, 8], got [2, 7, 8]"),
+        ({"z": random(1, 7, 8)}, "z must be [2, 7, 8], got [1, 7, 8]"),
+        ({"pool_weight": random(7)}, "pool_weight must be [8], got [7]"),
+        ({"pool_bias": random(1, 8)}, "pool_bias must be [8], got [1, 8]"),
+        ({"reduce_weight": random(2, 7)}, "reduce_weight must be [D / r, 8], got [2, 7]"),
+        ({"reduce_weight": random(8)}, "reduce_weight must be [D / r, 8], got [8]"),
+        ({"reduce_bias": random(3)}, "reduce_bias must be [2], got [3]"),
+        ({"select_weight": random(2, 8)}, "select_weight must be [8, 2], got [2, 8]"),
+        ({"select_bias": random(2)}, "select_bias must be [8], got [2]"),
+        ({"norm_weight": random(7)}, "norm_weight must be [8], got [7]"),
+        ({"norm_bias": random(9)}, "norm_bias must be [8], got [9]"),
+        ({"norm_weight": None}, "norm_bias must be given together, got norm_bias alone"),
+        ({"norm_bias": None}, "norm_bias must be given together, got norm_weight alone"),
+    ],
+)
+def test_bad_input_in_one_line(change: dict[str, Tensor | None], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        attend_branches(**(attend_inputs(True, torch.float32) | change))
+    assert message in str(error.value)

@@ -3,7 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import LAYOUTS, assert_matches_reference, random, relative_error
+from helpers import (
+    FORWARD_TOLERANCE,
+    LAYOUTS,
+    assert_matches_reference,
+    random,
+    relative_error,
+)
 from torch import Tensor
 
 from localmamba.ops import depthwise_conv
@@ -107,7 +113,9 @@ def test_empty_batch() -> None:
         ({"weight": random(19, 1, 3, 3)}, "weight must be [20, 1, S, S] with S odd, got [19"),
         ({"weight": random(20, 1, 4, 4)}, "weight must be [20, 1, S, S] with S odd, got [20"),
         ({"weight": random(20, 1, 5, 3)}, "with S odd, got [20, 1, 5, 3]"),
-        ({"weight": random(20, 3)}, "weight must be"),
+        ({"weight": random(20, 3)}, "weight must be [20, 1, S, S] with S odd, got [20, 3]"),
+        ({"weight": random(20, 3, 3)}, "weight must be [20, 1, S, S] with S odd, got [20, 3, 3]"),
+        ({"weight": torch.tensor(1.0)}, "weight must be [20, 1, S, S] with S odd, got []"),
         ({"bias": random(19)}, "bias must be [20], got [19]"),
     ],
 )
@@ -145,8 +153,12 @@ def test_scripts() -> None:
 
 
 def test_autocast_rounds_the_map_alone() -> None:
-    inputs = conv_inputs()
+    """What is left of a sum that nearly cancels tells which of its parts were rounded."""
+    x = torch.full((1, 2, 3, 4), 1 + 2**-9)  # 1 in bfloat16
+    weight = torch.full((4, 1, 1, 1), 1 + 2**-9)
+    bias = torch.full((4,), -1 - 2**-10)  # -1 in bfloat16
     with torch.autocast("cpu", torch.bfloat16):
-        y = depthwise_conv(**inputs)
+        y = depthwise_conv(x, weight, bias)
     assert y.dtype == torch.bfloat16
-    assert torch.equal(y, depthwise_conv(**inputs | {"x": inputs["x"].bfloat16()}))
+    truth = depthwise_conv_reference(x.bfloat16().double(), weight.double(), bias.double())
+    assert relative_error(y, truth) < FORWARD_TOLERANCE[torch.bfloat16]

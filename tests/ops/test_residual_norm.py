@@ -103,6 +103,47 @@ def test_empty_batch() -> None:
     assert not weight.grad.any()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": random(20)}, "hidden must be [..., L, C], got 1 axes"),
+        ({"residual": random(1, 21, 20)}, "residual must be [2, 21, 20], got [1, 21, 20]"),
+        ({"residual": random(42, 20)}, "residual must be [2, 21, 20], got [42, 20]"),
+        ({"weight": random(19)}, "weight must be [20], got [19]"),
+        ({"weight": random(1)}, "weight must be [20], got [1]"),
+        ({"bias": random(1, 20)}, "bias must be [20], got [1, 20]"),
+        ({"cos": random(1, 20, 20)}, "cos must be [1, 21, 20], got [1, 20, 20]"),
+        ({"sin": random(21, 20)}, "sin must be [1, 21, 20], got [21, 20]"),
+        ({"sin": random(1, 21, 10)}, "sin must be [1, 21, 20], got [1, 21, 10]"),
+        ({"cos": None}, "cos and sin must be given together, got sin alone"),
+        ({"sin": None}, "cos and sin must be given together, got cos alone"),
+    ],
+)
+def test_bad_input_in_one_line(change: dict[str, Tensor | None], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        residual_norm(**(norm_inputs() | change))
+    assert message in str(error.value)
+
+
+def test_tables_need_an_even_width() -> None:
+    tables = random(2, 1, 21, 19)
+    with pytest.raises(ValueError, match="turn pairs of channels, got 19 channels"):
+        residual_norm(random(2, 21, 19), None, random(19), None, *tables)
+
+
+@pytest.mark.parametrize("present", [COMBINATIONS[0], COMBINATIONS[-1]])
+@pytest.mark.parametrize("shape", [(2, 21, 20), (3, 4, 5, 48)], ids=str)
+def test_compiles_whole_and_scripts(shape: tuple[int, ...], present: str) -> None:
+    inputs = norm_inputs(present, shape)
+    expected = residual_norm(**inputs)
+    for make in (
+        torch.jit.script,
+        lambda op: torch.compile(op, fullgraph=True, backend="aot_eager"),
+    ):
+        for actual, wanted in zip(make(residual_norm)(**inputs), expected, strict=True):
+            assert torch.equal(actual, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("present", [COMBINATIONS[0], COMBINATIONS[-1]])
 def test_operator_contract(present: str, dtype: torch.dtype) -> None:

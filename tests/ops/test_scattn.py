@@ -144,6 +144,44 @@ def test_empty_batch() -> None:
     assert not norm_weight.grad.any()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": random(2, 17, 16)}, "y must be [B, K, L, D], got 3 axes"),
+        ({"z": random(17, 16)}, "z must be [2, 17, 16], got [17, 16]"),
+        ({"z": random(1, 17, 16)}, "z must be [2, 17, 16], got [1, 17, 16]"),
+        ({"weight": random(15)}, "weight must be [16], got [15]"),
+        ({"weight": torch.tensor(1.0)}, "weight must be [16], got []"),
+        ({"bias": random(1, 16)}, "bias must be [16], got [1, 16]"),
+    ],
+)
+def test_bad_pooling_input_in_one_line(change: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        pool_branches(**(pool_inputs((2, 3, 17, 16)) | change))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": random(2, 17, 16)}, "y must be [B, K, L, D], got 3 axes"),
+        ({"channel_weights": random(2, 3, 17)}, "channel_weights must be [2, 3, 16], got [2, 3,"),
+        ({"channel_weights": random(3, 16)}, "channel_weights must be [2, 3, 16], got [3, 16]"),
+        ({"token_weights": random(2, 3, 16)}, "token_weights must be [2, 3, 17], got [2, 3, 16]"),
+        ({"token_weights": random(2, 1, 17)}, "token_weights must be [2, 3, 17], got [2, 1, 17]"),
+        ({"z": random(1, 17, 16)}, "z must be [2, 17, 16], got [1, 17, 16]"),
+        ({"norm_weight": random(15)}, "norm_weight must be [16], got [15]"),
+        ({"norm_bias": random(17)}, "norm_bias must be [16], got [17]"),
+        ({"norm_weight": None}, "norm_bias must be given together, got norm_bias alone"),
+        ({"norm_bias": None}, "norm_bias must be given together, got norm_weight alone"),
+    ],
+)
+def test_bad_merging_input_in_one_line(change: dict[str, Tensor | None], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        merge_branches(**(merge_inputs((2, 3, 17, 16)) | change))
+    assert message in str(error.value)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_operator_contract(dtype: torch.dtype) -> None:
     def arguments(inputs: dict) -> tuple:
@@ -174,3 +212,11 @@ def test_compiles_whole() -> None:
     ):
         compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
         assert_matches_reference(compiled, reference, inputs)
+
+
+def test_scripts() -> None:
+    for op, inputs in (
+        (pool_branches, pool_inputs(SHAPES[1])),
+        (merge_branches, merge_inputs(SHAPES[1])),
+    ):
+        assert torch.equal(torch.jit.script(op)(**inputs), op(**inputs))

@@ -1,4 +1,4 @@
-"""Triton kernels: the backend for CUDA tensors (see `ops/backends.py`)."""
+"""Triton and CUDA C++ kernels: the backend for CUDA tensors (see `ops/backends.py`)."""
 
 from .conv import conv_backward, conv_forward
 from .depthwise_conv import depthwise_backward, depthwise_forward
