@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import backend, states_shape
+from .checks import check_shape, check_together
 from .registration import contiguous, define_op, empty_gradients, register_autocast, restore
 
 ALIGN = 8
@@ -184,18 +185,31 @@ def s6_branches(
         Output of each branch, in grid order, [B, K, L, D], in the dtype of x.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or one of `conv_weight` and `conv_bias` is given alone.
     """
+    if A.dim() != 3:
+        raise ValueError(f"A must be [K, D, N], got {A.dim()} axes")
     directions, channels, states = A.shape
+    rows = [directions, channels]
+    if dt_weight.dim() != 3 or list(dt_weight.shape[:2]) != rows:
+        raise ValueError(
+            f"dt_weight must be [{directions}, {channels}, R], got {list(dt_weight.shape)}"
+        )
     rank = dt_weight.shape[2]
     if x.dim() != 3 or x.shape[2] != channels:
         raise ValueError(f"x must be [B, L, {channels}], got {list(x.shape)}")
-    if list(x_proj.shape) != [directions, rank + 2 * states, channels]:
-        raise ValueError(
-            f"x_proj must be {[directions, rank + 2 * states, channels]}, got {list(x_proj.shape)}"
-        )
-    if index.shape[0] != directions:
-        raise ValueError(f"index holds {index.shape[0]} orders for {directions} directions")
+    check_shape("x_proj", x_proj, [directions, rank + 2 * states, channels])
+    check_shape("dt_bias", dt_bias, rows)
+    check_shape("D", D, rows)
+    if index.dim() != 2 or index.shape[0] != directions:
+        raise ValueError(f"index must be [{directions}, P], got {list(index.shape)}")
+    check_together("conv_weight", conv_weight, "conv_bias", conv_bias)
+    if conv_weight is not None:  # noqa: SIM102 - TorchScript narrows no type inside `and`
+        if conv_weight.dim() != 3 or list(conv_weight.shape[:2]) != rows:
+            raise ValueError(
+                f"conv_weight must be [{directions}, {channels}, W], got {list(conv_weight.shape)}"
+            )
+    check_shape("conv_bias", conv_bias, rows)
     save = torch.is_grad_enabled()
     return torch.ops.localmamba.s6_branches(
         x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .backends import backend
+from .checks import check_shape
 from .registration import contiguous, define_op, empty_gradients, register_autocast
 
 
@@ -70,9 +71,10 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tenso
     """
     if x.dim() != 3:
         raise ValueError(f"x must be [B, L, D], got {x.dim()} axes")
+    if index.dim() != 2:
+        raise ValueError(f"index must be [K, P], got {index.dim()} axes")
     directions, channels = index.shape[0], x.shape[2]
     if weight.dim() != 3 or list(weight.shape[:2]) != [directions, channels]:
         raise ValueError(f"weight must be [{directions}, {channels}, W], got {list(weight.shape)}")
-    if list(bias.shape) != [directions, channels]:
-        raise ValueError(f"bias must be [{directions}, {channels}], got {list(bias.shape)}")
+    check_shape("bias", bias, [directions, channels])
     return torch.ops.localmamba.causal_conv(x, weight, bias, index)

@@ -151,7 +151,7 @@ def merge_branches_reference(
 def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns neighbouring pairs of channels by the angles of the tables [1, L, C]."""
     turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
-    return x * cos + turned * sin
+    return x * cos[0] + turned * sin[0]
 
 
 def residual_norm_reference(

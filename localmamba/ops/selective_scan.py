@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .backends import backend, states_shape
+from .checks import check_shape
 from .registration import contiguous, define_op, empty_gradients, register_autocast, restore
 
 
@@ -103,35 +104,35 @@ def selective_scan(
     Raises:
         ValueError: If shapes do not fit.
     """
-    steps = u.shape[u.dim() - 2]
-    if u.dim() == 3 and index is None:
-        raise ValueError("u of shape [B, L, D] needs an index; without one, give u as [B, K, P, D]")
     if u.dim() != 3 and u.dim() != 4:
         raise ValueError(f"u must be [B, L, D] or [B, K, P, D], got {u.dim()} axes")
+    if u.dim() == 3 and index is None:
+        raise ValueError("u of shape [B, L, D] needs an index; without one, give u as [B, K, P, D]")
     if A.dim() != 3 or A.shape[1] != u.shape[-1] or A.shape[2] > 64:
         raise ValueError(
             f"A must be [K, D, N] with D = {u.shape[-1]} and N <= 64, got {list(A.shape)}"
         )
-    directions, states = A.shape[0], A.shape[2]
+    directions, steps, states = A.shape[0], u.shape[u.dim() - 2], A.shape[2]
     rows = [u.shape[0], directions, steps]
     if u.dim() == 4 and u.shape[1] != directions:
         raise ValueError(f"u has {u.shape[1]} directions, A has {directions}")
-    if list(dt.shape) != rows + [u.shape[-1]]:
-        raise ValueError(f"dt must be {rows + [u.shape[-1]]}, got {list(dt.shape)}")
+    check_shape("dt", dt, rows + [u.shape[-1]])
     if list(B.shape) != rows + [states] or list(C.shape) != rows + [states]:
         raise ValueError(
             f"B and C must be {rows + [states]}, got {list(B.shape)} and {list(C.shape)}"
         )
-    if index is not None:  # noqa: SIM102 - TorchScript narrows no type inside `and`
-        if index.shape[0] != directions or (u.dim() == 4 and index.shape[1] != steps):
+    check_shape("D", D, [directions, u.shape[-1]])
+    check_shape("dt_bias", dt_bias, [directions, u.shape[-1]])
+    if index is not None:
+        fits = index.dim() == 2 and index.shape[0] == directions
+        if not fits or (u.dim() == 4 and index.shape[1] != steps):
             raise ValueError(
                 f"index {list(index.shape)} does not fit {directions} directions of {steps} steps"
             )
     tokens = steps if length is None else length
     if tokens != steps and (u.dim() == 3 or index is None):
         raise ValueError(f"length {tokens} does not fit u of {steps} tokens")
-    if z is not None and list(z.shape) != [u.shape[0], tokens, u.shape[-1]]:
-        raise ValueError(f"z must be {[u.shape[0], tokens, u.shape[-1]]}, got {list(z.shape)}")
+    check_shape("z", z, [u.shape[0], tokens, u.shape[-1]])
     save = torch.is_grad_enabled()
     return torch.ops.localmamba.selective_scan(
         u, dt, A, B, C, D, z, dt_bias, index, tokens, softplus, save

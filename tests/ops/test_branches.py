@@ -140,10 +140,20 @@ def test_operator_contract(dtype: torch.dtype, conv: bool) -> None:
         ({"x": random(2, 15, 21)}, "x must be [B, L, 20], got [2, 15, 21]"),
         ({"x": random(15, 20)}, "x must be"),
         ({"x_proj": random(3, 10, 20)}, "x_proj must be [3, 11, 20], got [3, 10, 20]"),
-        ({"index": torch.zeros(2, 15, dtype=torch.int32)}, "index holds 2 orders for 3"),
+        ({"dt_weight": random(3, 19, 3)}, "dt_weight must be [3, 20, R], got [3, 19, 3]"),
+        ({"dt_weight": random(3, 20)}, "dt_weight must be [3, 20, R], got [3, 20]"),
+        ({"dt_bias": random(1, 20)}, "dt_bias must be [3, 20], got [1, 20]"),
+        ({"A": random(20, 4)}, "A must be [K, D, N], got 2 axes"),
+        ({"D": random(3, 19)}, "D must be [3, 20], got [3, 19]"),
+        ({"index": torch.zeros(2, 15, dtype=torch.int32)}, "index must be [3, P], got [2, 15]"),
+        ({"index": torch.zeros(3, dtype=torch.int32)}, "index must be [3, P], got [3]"),
+        ({"conv_weight": random(2, 20, 4)}, "conv_weight must be [3, 20, W], got [2, 20, 4]"),
+        ({"conv_weight": random(3, 20)}, "conv_weight must be [3, 20, W], got [3, 20]"),
+        ({"conv_bias": random(20)}, "conv_bias must be [3, 20], got [20]"),
+        ({"conv_bias": None}, "conv_bias must be given together, got conv_weight alone"),
     ],
 )
-def test_bad_input_in_one_line(change: dict[str, Tensor], message: str) -> None:
+def test_bad_input_in_one_line(change: dict[str, Tensor | None], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
         s6_branches(**(branch_inputs() | change))
     assert message in str(error.value)

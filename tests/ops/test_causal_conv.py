@@ -103,6 +103,7 @@ def test_memory_lies_ready_for_the_projections() -> None:
         ({"x": random(15, 20)}, "x must be [B, L, D], got 2 axes"),
         ({"weight": random(4, 19, 4)}, "weight must be [4, 20, W], got [4, 19, 4]"),
         ({"weight": random(4, 20)}, "weight must be"),
+        ({"index": torch.zeros(4, dtype=torch.int32)}, "index must be [K, P], got 1 axes"),
         ({"bias": random(3, 20)}, "bias must be [4, 20], got [3, 20]"),
     ],
 )

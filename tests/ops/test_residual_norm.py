@@ -60,7 +60,9 @@ def test_reference_is_add_turn_and_norm() -> None:
 
 
 @pytest.mark.parametrize("present", COMBINATIONS)
-@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 21, 20), (3, 4, 5, 48), (1, 300, 34)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 2), (5, 8), (2, 21, 20), (3, 4, 5, 48), (1, 300, 34)], ids=str
+)
 def test_matches_reference(shape: tuple[int, ...], present: str) -> None:
     assert_matches(norm_inputs(present, shape))
 

@@ -245,13 +245,17 @@ def test_states_not_kept_are_made_again() -> None:
     [
         ({"index": None}, "needs an index"),
         ({"u": random(15, 20)}, "got 2 axes"),
+        ({"u": torch.tensor(1.0), "index": None}, "got 0 axes"),
         ({"A": random(4, 20, 65)}, "N <= 64"),
         ({"A": random(4, 19, 4)}, "A must be"),
         ({"u": random(2, 3, 15, 20)}, "u has 3 directions, A has 4"),
         ({"dt": random(2, 4, 14, 20)}, "dt must be [2, 4, 15, 20], got [2, 4, 14, 20]"),
         ({"B": random(2, 4, 15, 3)}, "B and C must be [2, 4, 15, 4]"),
         ({"C": random(2, 4, 1, 4)}, "B and C must be"),
+        ({"D": random(4, 19)}, "D must be [4, 20], got [4, 19]"),
+        ({"dt_bias": random(1, 20)}, "dt_bias must be [4, 20], got [1, 20]"),
         ({"index": torch.zeros(3, 15, dtype=torch.int32)}, "does not fit 4 directions"),
+        ({"index": torch.zeros(4, dtype=torch.int32)}, "index [4] does not fit 4 directions"),
         ({"length": 14}, "length 14 does not fit u of 15 tokens"),
         ({"z": random(2, 15, 21)}, "z must be [2, 15, 20], got [2, 15, 21]"),
         (
