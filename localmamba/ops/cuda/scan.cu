@@ -609,9 +609,12 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
     float sum_decayed = sum_states(decayed, s.lane);
     float delta = s_delta[j][own], input = s_u[j][own], g = s_dy[j][own];
     float ddelta = fmaf(input, sum_driven, sum_decayed * LN2) * step_size_slope(delta);
-    ddelta = j < steps_left ? ddelta : 0.f;
-    dbias_sum += ddelta;
+#if HAS_BIAS
+    dbias_sum += j < steps_left ? ddelta : 0.f;
+#endif
+#if HAS_D
     dD_sum = fmaf(input, g, dD_sum);
+#endif
     s_bc[j][own_state] = sum_b;
     s_u[j][own] = fmaf(delta, sum_driven, skip * g);
     s_delta[j][own] = ddelta;
