@@ -316,14 +316,14 @@ def run_attend_backward(
     tokens: int,
     channels: int,
     gate_first: bool,
+    norm: bool,
     dtype: torch.dtype,
     device: str = "cpu",
     exact: bool = False,
 ) -> Named:
     """The gradients of SCAttn and the sum over directions, its linear layers a plain product."""
-    gradient, tensors, (eps,) = merge_arguments(
-        tokens, channels, ("channel", "z", "norm"), dtype, device
-    )
+    options = ("channel", "z", "norm") if norm else ("channel", "z")
+    gradient, tensors, (eps,) = merge_arguments(tokens, channels, options, dtype, device)
     if exact:
         gradient, tensors = gradient.double(), in_float64(tensors)
     y, weights, _, z, norm_weight, norm_bias = tensors.values()
@@ -331,16 +331,16 @@ def run_attend_backward(
         gradient, y, weights, z, norm_weight, norm_bias, gate_first, eps, eps,
         lambda dweights: (dweights * weights, dweights),
     )  # fmt: skip
-    return dict(zip(("dy", "dz", "dnorm_weight", "dnorm_bias"), found, strict=True)) | {
-        "dweights": dweights
-    }
+    names = ("dy", "dz", "dnorm_weight", "dnorm_bias")
+    found = {n: g for n, g in zip(names, found, strict=True) if g is not None}
+    return found | {"dweights": dweights}
 
 
-def check_attend(kernels: Any, tokens: int, channels: int, *rest) -> None:
+def check_attend(kernels: Any, *arguments) -> None:
     """Holds these gradients, by name, against the float64 reference."""
-    results = run_attend_backward(kernels, tokens, channels, *rest)
-    truths = run_attend_backward(reference_backend, tokens, channels, *rest, exact=True)
-    assert_close(results, truths, rest[1])
+    results = run_attend_backward(kernels, *arguments)
+    truths = run_attend_backward(reference_backend, *arguments, exact=True)
+    assert_close(results, truths, arguments[4])
 
 
 def check_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> None:

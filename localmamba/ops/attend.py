@@ -14,7 +14,7 @@ from torch import Tensor
 from .backends import backend
 from .checks import check_shape, check_together
 from .reference import accumulation_dtype
-from .registration import contiguous, define_op, empty_gradients, restore
+from .registration import contiguous, define_op, empty_gradients, in_dtypes, restore
 
 _TENSORS = (
     "Tensor y, Tensor? z, Tensor pool_weight, Tensor pool_bias, Tensor reduce_weight, "
@@ -73,8 +73,7 @@ def _attend_backward(
         lambda dweights: _weights_backward(dweights, means, weights, parameters),
     )  # fmt: skip
     gradients = (dy, dz, *dparameters, dnorm_weight, dnorm_bias)
-    pairs = zip(gradients, inputs, strict=True)
-    return contiguous([g if g is None else g.to(x.dtype) for g, x in pairs])
+    return contiguous(in_dtypes(gradients, inputs))
 
 
 def _weights_backward(dweights, means, weights, parameters):

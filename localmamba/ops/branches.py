@@ -14,7 +14,14 @@ from torch import Tensor
 
 from .backends import backend, states_shape
 from .checks import check_shape, check_together
-from .registration import contiguous, define_op, empty_gradients, register_autocast, restore
+from .registration import (
+    contiguous,
+    define_op,
+    empty_gradients,
+    in_dtypes,
+    register_autocast,
+    restore,
+)
 
 ALIGN = 8
 """The factor of dt is padded to this many columns, so that rows of half precision start at 16
@@ -130,8 +137,7 @@ def _branches_backward(
     dx_proj = torch.cat((dx_proj[:, :rank], dx_proj[:, padded:]), dim=1)
     gradients = (dx, dconv_weight, dconv_bias, dx_proj, ddt_weight, ddt_bias, dA, dD)
     inputs = (x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D)
-    cast = [g if g is None else g.to(i.dtype) for g, i in zip(gradients, inputs, strict=True)]
-    return contiguous(cast)
+    return contiguous(in_dtypes(gradients, inputs))
 
 
 @_branches_backward.register_fake

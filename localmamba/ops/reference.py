@@ -105,7 +105,10 @@ def depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None = No
         for j in range(size):
             tap = weight[:, 0, i, j].to(dtype)
             y = y + tap * tokens[:, i : i + height, j : j + width]
-    return F.silu(y).to(x.dtype)
+    y = F.silu(y)
+    if x.dtype == torch.float16:  # as everywhere, a float16 output saturates
+        y = y.clamp(-65504.0, 65504.0)
+    return y.to(x.dtype)
 
 
 def pool_branches_reference(

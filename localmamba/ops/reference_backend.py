@@ -22,17 +22,12 @@ from .reference import (
     selective_scan_reference,
     turn_pairs,
 )
+from .registration import in_dtypes
 
 
 def _silu_grad(x: Tensor) -> Tensor:
     gate = torch.sigmoid(x)
     return gate * (1 + x * (1 - gate))
-
-
-def _like(gradients: list[Tensor | None], inputs: list[Tensor | None]) -> list[Tensor | None]:
-    """Gradients in the dtypes of their inputs, None where the input is None."""
-    pairs = zip(gradients, inputs, strict=True)
-    return [None if g is None or x is None else g.to(x.dtype) for g, x in pairs]
 
 
 def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
@@ -70,7 +65,7 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, st
     if grid_order:
         du, ddt, dB, dC = (scatter_tokens(x, index, length) for x in (du, ddt, dB, dC))
         du = du.sum(1)
-    return _like([du, ddt, dA, dB, dC, dD, dz, ddt_bias], inputs)
+    return in_dtypes([du, ddt, dA, dB, dC, dD, dz, ddt_bias], inputs)
 
 
 def _scan_steps_backward(dy, u, delta, A, B, C):
@@ -113,15 +108,19 @@ def conv_backward(du, x, weight, bias, index):
     for tap in range(width):
         dtokens[:, :, tap : tap + steps] += weight[:, None, :, tap] * du
     dx = scatter_tokens(dtokens[:, :, width - 1 :], index, x.shape[1]).sum(1)
-    return _like([dx, dweight, du.sum((0, 2))], inputs)
+    return in_dtypes([dx, dweight, du.sum((0, 2))], inputs)
 
 
 def depthwise_forward(x, weight, bias):
+    if x.numel() == 0:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
     return depthwise_conv_reference(x, weight, bias).contiguous()
 
 
 def depthwise_backward(dy, x, weight, bias):
     inputs = [x, weight, bias]
+    if x.numel() == 0:
+        return [i if i is None else torch.zeros_like(i) for i in inputs]
     channels, padding = x.shape[3], weight.shape[-1] // 2
     dtype = accumulation_dtype(x.dtype)
     dy, x = (t.to(dtype).permute(0, 3, 1, 2) for t in (dy, x))
@@ -130,7 +129,7 @@ def depthwise_backward(dy, x, weight, bias):
     dy = dy * _silu_grad(before_silu)
     dx = conv2d_input(x.shape, weight, dy, padding=padding, groups=channels)
     dweight = conv2d_weight(x, weight.shape, dy, padding=padding, groups=channels)
-    return _like([dx.permute(0, 2, 3, 1), dweight, dy.sum((0, 2, 3))], inputs)
+    return in_dtypes([dx.permute(0, 2, 3, 1), dweight, dy.sum((0, 2, 3))], inputs)
 
 
 def pool_forward(y, z, eps):
@@ -158,7 +157,7 @@ def pool_backward(dmeans, y, z, eps, onto=None):
     if z is not None:
         dz = (dy * y).sum(1) * _silu_grad(z.to(dtype))
         dy = dy * F.silu(z.to(dtype))[:, None]
-    return _like([dy if onto is None else dy + onto, dz], inputs)
+    return in_dtypes([dy if onto is None else dy + onto, dz], inputs)
 
 
 def merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
@@ -190,7 +189,7 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
     dchannel = (dout * y * token).sum(2) if channel_weights is not None else None
     dtoken = (dout * y * channel).sum(3) if token_weights is not None else None
     dy = (dout * channel * token).expand_as(y)
-    return _like([dy, dchannel, dtoken, dz, dnorm_weight, dnorm_bias], inputs)
+    return in_dtypes([dy, dchannel, dtoken, dz, dnorm_weight, dnorm_bias], inputs)
 
 
 attend_backward = attend_in_parts(merge_backward, pool_backward)

@@ -103,3 +103,11 @@ def empty_gradients(inputs: Sequence[Tensor | None]) -> list[Tensor]:
 def contiguous(gradients: Sequence[Tensor | None]) -> list[Tensor]:
     """`present` gradients in the memory layout that `empty_gradients` promises."""
     return [x.contiguous() for x in present(gradients)]
+
+
+def in_dtypes(
+    gradients: Sequence[Tensor | None], inputs: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Gradients in the dtypes of their inputs, None where the input is None."""
+    pairs = zip(gradients, inputs, strict=True)
+    return [None if g is None or x is None else g.to(x.dtype) for g, x in pairs]

@@ -97,9 +97,10 @@ def test_pooling_of_hostile_memory(layout):
 
 
 @each_size
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("gate_first", [False, True])
-def test_both_gradients_of_scattn(tokens, channels, gate_first, dtype):
-    check_attend(kernels, tokens, channels, gate_first, dtype, "cuda")
+def test_both_gradients_of_scattn(tokens, channels, gate_first, norm, dtype):
+    check_attend(kernels, tokens, channels, gate_first, norm, dtype, "cuda")
 
 
 @each_size

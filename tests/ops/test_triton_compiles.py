@@ -110,7 +110,7 @@ def test_pooling(gated, channels):
 @pytest.mark.parametrize("channels", [1, 96, 3072])
 @pytest.mark.parametrize("gate_first", [False, True])
 def test_both_gradients_of_scattn(gate_first, channels):
-    run_attend_backward(kernels, 15, channels, gate_first, torch.bfloat16)
+    run_attend_backward(kernels, 15, channels, gate_first, not gate_first, torch.bfloat16)
 
 
 @subsets(MERGE_OPTIONS)

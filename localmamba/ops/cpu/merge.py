@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..registration import in_dtypes
 from .jit import inline, kernel
 from .pool import tokens_of
 from .row_math import (
@@ -247,4 +248,4 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
         gradients[2] = gradients[2].squeeze(-1)
     if norm_weight is not None:
         gradients[4:] = [x.sum(0) for x in gradients[4:]]
-    return [None if x is None else g.to(x.dtype) for g, x in zip(gradients, given, strict=True)]
+    return in_dtypes(gradients, given)

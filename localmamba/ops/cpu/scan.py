@@ -3,6 +3,7 @@
 import torch
 
 from ..backends import CHUNK
+from ..registration import in_dtypes
 from .rows import NOTHING, floats, int32_index, rows
 from .scan_backward import Gradients, backward_scratch, scan_backward_kernel
 from .scan_forward import BLOCK, Inputs, Shape, forward_scratch, scan_forward_kernel
@@ -81,4 +82,4 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, st
     dD, ddt_bias = (None if x is None else x.sum(0) for x in (dD, ddt_bias))
     inputs = (u, dt, A, B, C, D, z, dt_bias)
     gradients = (du, ddt, dA, dB, dC, dD, dz, ddt_bias)
-    return [None if g is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)]
+    return in_dtypes(gradients, inputs)

@@ -37,6 +37,12 @@ def sigmoid(x):
 
 
 @triton.jit
+def silu_slope(x, gate):
+    """d SiLU / dx, with gate = sigmoid(x)."""
+    return gate * (1.0 + x * (1.0 - gate))
+
+
+@triton.jit
 def softplus(x):
     """log(1 + exp(x)) to 3e-7 relative, for small steps too, where 1 + exp(x) would round."""
     q = tl.exp2(-tl.abs(x) * LOG2E)
@@ -90,9 +96,9 @@ def scan_launch(batch: int, directions: int, channels: int, states: int, chunks:
     states = triton.next_power_of_2(states)
     programs = batch * directions * triton.cdiv(channels, block)
     segments = 1
-    if programs < 2 * WAVE and chunks > 1:
+    if 0 < programs < 2 * WAVE and chunks > 1:
         segments = min(chunks, triton.cdiv(8 * WAVE, programs))
-    segment_chunks = triton.cdiv(chunks, segments)
+    segment_chunks = max(triton.cdiv(chunks, segments), 1)
     return Launch(
         channels=block,
         states=states,

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from ..causal_conv import scan_major
-from .common import as_read, device_of, program_of_three, sigmoid, store, unit_stride
+from ..registration import in_dtypes
+from .common import as_read, device_of, program_of_three, sigmoid, silu_slope, store, unit_stride
 
 _STEPS = 16
 """Steps of a program."""
@@ -87,7 +88,7 @@ def before_silu_backward_kernel(
         m = (o_t < steps)[:, None] & m_d[None, :]
         p_du = du + i_b * du_b + i_k * du_k + o_t[:, None] * du_t + o_d[None, :]
         b_g = tl.load(p_du, mask=m, other=0.0).to(tl.float32)
-        b_g *= b_gate * (1.0 + b_u * (1.0 - b_gate))
+        b_g *= silu_slope(b_u, b_gate)
         tl.store(dpre + (i_bk * steps + o_t[:, None]) * channels + o_d[None, :], b_g, mask=m)
         b_dbias += b_g
         b_dweight += b_g[None, :, :] * b_x
@@ -180,4 +181,4 @@ def conv_backward(du, x, weight, bias, index):
                 BT=_STEPS, BD=block, W=width, num_warps=4,
             )  # fmt: skip
     gradients = (dx, dweight.sum((0, 2)), dbias.sum((0, 2)))
-    return tuple(g.to(i.dtype) for g, i in zip(gradients, inputs, strict=True))
+    return in_dtypes(gradients, inputs)

@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import WAVE, device_of, sigmoid, store, unit_stride
+from ..registration import in_dtypes
+from .common import WAVE, device_of, sigmoid, silu_slope, store, unit_stride
 
 _ROWS, _COLUMNS, _CHANNELS = 7, 8, 64
 """Sizes of a unit. From images of 224 pixels, every map has a multiple of 7 rows."""
@@ -68,18 +69,19 @@ def _place(i_u, strips, bands, R: tl.constexpr, BW: tl.constexpr):
 
 @triton.jit
 def _rows(
-    p_x, x_h, x_w, i_h, o_w, o_d, height, width, m_d, R: tl.constexpr, S: tl.constexpr
+    x, x_h, x_w, i_h, o_w, o_d, height, width, m_d, R: tl.constexpr, S: tl.constexpr
 ):  # fmt: skip
     """What R rows of tokens, from i_h on, read: (R + S - 1) * S tiles [BW, BD], row by row."""
     rows = ()
     for i in tl.static_range(R + S - 1):
         i_s = i_h + (i - S // 2)
-        p_row = p_x + i_s.to(tl.int64) * x_h
+        p_row = x + i_s.to(tl.int64) * x_h
         right = tl.where((i_s >= 0) & (i_s < height), width, 0)
         for j in tl.static_range(S):
             o_s = o_w + (j - S // 2)
             m = (tl.where(o_s < 0, width, o_s) < right)[:, None] & m_d[None, :]
-            b_x = tl.load(p_row + (o_s[:, None] * x_w + o_d[None, :]), mask=m, other=0.0)
+            p_x = p_row + o_s.to(tl.int64)[:, None] * x_w + o_d[None, :]
+            b_x = tl.load(p_x, mask=m, other=0.0)
             rows += (b_x.to(tl.float32),)
     return rows
 
@@ -116,8 +118,12 @@ def depthwise_kernel(
         if not TRANSPOSED:
             b_y *= sigmoid(b_y)
         m = (o_w < tl.where(i_h + i < height, width, 0))[:, None] & m_d[None, :]
-        p_row = y + (i_b * height + i_h + i) * width * channels
-        store(p_row + (o_w[:, None] * channels + o_d[None, :]), b_y, m)
+        p_y = y + (i_b * height + i_h + i) * width * channels
+        p_y += o_w[:, None] * channels + o_d[None, :]
+        if TRANSPOSED:
+            tl.store(p_y, b_y, mask=m)
+        else:
+            store(p_y, b_y, m)
 
 
 @triton.jit
@@ -150,8 +156,8 @@ def before_silu_backward_kernel(
             o_row = (i_b * height + i_h + i) * width * channels
             o_y = o_w[:, None] * channels + o_d[None, :]
             b_g = tl.load(dy + o_row + o_y, mask=m, other=0.0).to(tl.float32)
-            b_g *= b_gate * (1.0 + b_pre * (1.0 - b_gate))
-            store(dpre + o_row + o_y, b_g, m)
+            b_g *= silu_slope(b_pre, b_gate)
+            tl.store(dpre + o_row + o_y, b_g, mask=m)
             added = ()
             for j in tl.static_range(S * S):
                 added += (sums[j] + b_g * rows[i * S + j],)
@@ -210,5 +216,4 @@ def depthwise_backward(dy, x, weight, bias):
             )  # fmt: skip
     dx = _convolve(dpre, weight, None, True)
     dweight = sums[:, :-1].sum(0).t().reshape(channels, 1, size, size)
-    pairs = zip((dx, dweight, sums[:, -1].sum(0)), inputs, strict=True)
-    return tuple(None if i is None else g.to(i.dtype) for g, i in pairs)
+    return in_dtypes((dx, dweight, sums[:, -1].sum(0)), inputs)

@@ -10,7 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import device_of, program_of_three, program_of_two, sigmoid, unit_stride
+from ..registration import in_dtypes
+from .common import device_of, program_of_three, program_of_two, sigmoid, silu_slope, unit_stride
 from .merge import optional_contiguous, weighed, weighed_sum
 from .tiles import (
     WIDTH,
@@ -18,6 +19,7 @@ from .tiles import (
     direction_offsets,
     load,
     load_directions,
+    norm_gradient,
     normalised_rows,
     sum_directions,
     sum_rows,
@@ -47,14 +49,12 @@ def _gate_and_norm_gradient(
         b_normed = b_xhat * b_weight + load(norm_bias + o_d + o_t * 0, m)
     if HAS_Z:
         b_gate = sigmoid(b_z)
-        b_dz = b_g * b_normed * b_gate * (1.0 + b_z * (1.0 - b_gate))
+        b_dz = b_g * b_normed * silu_slope(b_z, b_gate)
         tl.store(dz + o_out, b_dz, mask=m)
         b_g *= b_z * b_gate
     b_dbias, b_dweight = b_g, b_g * b_xhat
     if HAS_NORM:
-        b_g *= b_weight
-        along = sum_rows(b_g * b_xhat) / channels
-        b_g = (b_g - sum_rows(b_g) / channels - b_xhat * along) * b_rstd
+        b_g = norm_gradient(b_g * b_weight, b_xhat, b_rstd, channels)
     return b_g, b_dweight, b_dbias
 
 
@@ -76,10 +76,10 @@ def sum_backward_kernel(
         o_t = i_t * TOKENS + i + token_offsets(BT)
         m = (o_t < length) & m_d
         o_out = (i_b * length + o_t) * channels + o_d
-        b_g = load(dout + i_b * dout_b + o_t * dout_t + o_d, m)
+        b_g = load(dout + i_b * dout_b + o_t.to(tl.int64) * dout_t + o_d, m)
         b_z = tl.zeros([1, 1, 1, 1], tl.float32)
         if HAS_Z:
-            b_z = load(z + i_b * z_b + o_t * z_t + o_d, m)
+            b_z = load(z + i_b * z_b + o_t.to(tl.int64) * z_t + o_d, m)
         b_sum = weighed_sum(
             y, channel_weights, token_weights, i_b, o_t, o_d, m, K, length, channels,
             HAS_CHANNEL, HAS_TOKEN, BK, PARTS, BT,
@@ -88,7 +88,7 @@ def sum_backward_kernel(
             b_sum, b_g, b_z, norm_weight, norm_bias, dz, o_out, o_t, o_d, m, m_d,
             channels, eps, HAS_Z, HAS_NORM,
         )  # fmt: skip
-        b_dweight += b_w
+        b_dweight += tl.where(m, b_w, 0.0)
         b_dbias += b_b
         tl.store(dsum + o_out, b_g, mask=m)
     if HAS_NORM:
@@ -111,20 +111,12 @@ def channel_weights_backward_kernel(
         o_t = i_t * TOKENS + i + tl.arange(0, BT)[:, None]
         m = (o_t < length) & (o_d < channels)
         b_y = load(y + (i_bk * length + o_t) * channels + o_d, m)
-        b_y *= load(p_sum + o_t * sum_t + o_d, m)
+        b_y *= load(p_sum + o_t.to(tl.int64) * sum_t + o_d, m)
         if HAS_TOKEN:
             b_y *= load(token_weights + i_bk * length + o_t, o_t < length)
         b_product += b_y
     p_part = dchannel + (i_bk * blocks + i_t) * channels + o_d
     tl.store(p_part, tl.sum(b_product, axis=0, keep_dims=True), mask=o_d < channels)
-
-
-@triton.jit
-def _pool_gradient(b_gated, b_g, m_d, channels, eps):
-    """Of gated outputs, a tile; b_g is the gradient of the normalised ones."""
-    b_xhat, b_rstd = normalised_rows(b_gated, m_d, channels, eps)
-    along = sum_rows(b_xhat * b_g) / channels
-    return (b_g - sum_rows(b_g) / channels - b_xhat * along) * b_rstd
 
 
 @triton.jit
@@ -145,11 +137,11 @@ def branch_backward_kernel(
     b_next = load_directions(y, i_b, o_next, o_t, o_d, m, K, length, channels)
     b_sum = tl.zeros([1, 1, 1, 1], tl.float32)
     if HAS_SUM:
-        b_sum = load(dsum + i_b * sum_b + o_t * sum_t + o_d, m)
+        b_sum = load(dsum + i_b * sum_b + o_t.to(tl.int64) * sum_t + o_d, m)
     b_act = tl.full([1, 1, 1, 1], 1.0, tl.float32)
     b_dact = tl.zeros([1, PARTS, BT, WIDTH], tl.float32)
     if HAS_Z:
-        b_z = load(z + i_b * z_b + o_t * z_t + o_d, m)
+        b_z = load(z + i_b * z_b + o_t.to(tl.int64) * z_t + o_d, m)
         b_act = b_z * sigmoid(b_z)
     for k in range(0, K, BK):
         b_y = b_next.to(tl.float32)
@@ -170,15 +162,15 @@ def branch_backward_kernel(
                 b_dy *= load(token_weights + o_bk * length + o_t, m_token)
         if HAS_POOL:
             b_g = load(dmeans + o_bk * channels + o_d + o_t * 0, m_y) / length
-            b_g = _pool_gradient(b_y * b_act, b_g, m_d, channels, eps)
+            b_xhat, b_rstd = normalised_rows(b_y * b_act, m_d, channels, eps)
+            b_g = norm_gradient(b_g, b_xhat, b_rstd, channels)
             b_dact += sum_directions(b_g * b_y)
             b_dy += b_g * b_act
         tl.store(dy + (o_bk * length + o_t) * channels + o_d, b_dy, mask=m_y)
     if HAS_Z:
         # z is read again rather than kept, for its registers.
-        b_z = load(z + i_b * z_b + o_t * z_t + o_d, m)
-        b_gate = sigmoid(b_z)
-        b_dz = b_dact * b_gate * (1.0 + b_z * (1.0 - b_gate))
+        b_z = load(z + i_b * z_b + o_t.to(tl.int64) * z_t + o_d, m)
+        b_dz = b_dact * silu_slope(b_z, sigmoid(b_z))
         p_dz = dz + (i_b * length + o_t) * channels + o_d
         if ADDS_DZ:
             b_dz += load(p_dz, m)
@@ -254,11 +246,6 @@ def _rows(x):
     return x if x is None else unit_stride(x)
 
 
-def _like(gradients, inputs):
-    pairs = zip(gradients, inputs, strict=True)
-    return tuple(g if g is None or x is None else g.to(x.dtype) for g, x in pairs)
-
-
 def pool_backward(dmeans, y, z, eps):
     y, dmeans, z = y.contiguous(), dmeans.contiguous(), _rows(z)
     if y.numel() == 0:
@@ -278,7 +265,7 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
         dsum, dz, dweight, dbias = _sum_backward(dout, y, channel, token, z, weight, bias, eps)
         dchannel = _channel_weights_backward(dsum, y, channel, token)
         dy, dtoken, _ = _branch_backward(y, dsum, channel, token, None, None, None, eps)
-    return _like((dy, dchannel, dtoken, dz, dweight, dbias), inputs)
+    return in_dtypes((dy, dchannel, dtoken, dz, dweight, dbias), inputs)
 
 
 def attend_backward(
@@ -294,4 +281,4 @@ def attend_backward(
         dy, _, added = _branch_backward(
             y, dsum, weights, None, dmeans.contiguous(), gate, dz if gate_first else None, pool_eps
         )
-    return (*_like((dy, added if gate_first else dz, dweight, dbias), inputs), rest)
+    return (*in_dtypes((dy, added if gate_first else dz, dweight, dbias), inputs), rest)

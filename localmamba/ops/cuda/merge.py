@@ -70,7 +70,7 @@ def merge_forward_kernel(
     m = (o_t < length) & m_d
     b_z = tl.zeros([1, 1, 1, 1], tl.float32)
     if HAS_Z:
-        b_z = load(z + i_b * z_b + o_t * z_t + o_d, m)
+        b_z = load(z + i_b * z_b + o_t.to(tl.int64) * z_t + o_d, m)
     b_out = weighed_sum(
         y, channel_weights, token_weights, i_b, o_t, o_d, m, K, length, channels,
         HAS_CHANNEL, HAS_TOKEN, BK, PARTS, BT,

@@ -15,11 +15,17 @@ from torch import Tensor
 _SOURCE = Path(__file__).with_name("scan.cu")
 
 
-@lru_cache(maxsize=1)
-def available() -> bool:
-    """Whether kernels can be compiled and loaded here."""
+_CAPABILITY = (8, 0)
+"""Of the oldest GPUs that scan.cu compiles for: it copies to shared memory asynchronously."""
+
+
+@lru_cache(maxsize=64)
+def available(device: int) -> bool:
+    """Whether kernels can be compiled and loaded for a GPU."""
     return (
-        torch.cuda.is_available() and find_spec("cuda") and find_spec("cuda.bindings") is not None
+        torch.cuda.get_device_capability(device) >= _CAPABILITY
+        and find_spec("cuda") is not None
+        and find_spec("cuda.bindings") is not None
     )
 
 

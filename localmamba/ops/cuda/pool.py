@@ -41,10 +41,10 @@ def pool_forward_kernel(
         m = (o_t < length) & m_d
         b_y = load(p_y + o_t * channels, m & m_k)
         if HAS_Z:
-            b_z = load(z + i_b * z_b + o_t * z_t + o_d, m)
+            b_z = load(z + i_b * z_b + o_t.to(tl.int64) * z_t + o_d, m)
             b_y *= b_z * sigmoid(b_z)
         b_xhat, _ = normalised_rows(b_y, m_d, channels, eps)
-        b_sum += b_xhat
+        b_sum += tl.where(m, b_xhat, 0.0)  # with eps = 0, rows past the end are not numbers
     p_sums = sums + ((i_b * K + o_k) * blocks + i_t) * channels + o_d
     tl.store(p_sums, sum_tokens(b_sum), mask=m_k & m_d)
 

@@ -261,9 +261,9 @@ __device__ __forceinline__ void forward(
 
   Row row = locate_row(index, first, end, s.lane);
   Row ahead = locate_row(index, first + GROUP, end, s.lane);
-  Eight next_u = load_eight(p_u + safe(row.row) * u_s.t);
-  Eight next_dt = load_eight(p_dt + safe(row.row) * dt_s.t);
-  Eight next_bc = load_eight(p_bc + safe(row.row) * bc_t);
+  Eight next_u = load_eight(p_u + (i64)safe(row.row) * u_s.t);
+  Eight next_dt = load_eight(p_dt + (i64)safe(row.row) * dt_s.t);
+  Eight next_bc = load_eight(p_bc + (i64)safe(row.row) * bc_t);
   for (int t0 = first; t0 < end; t0 += GROUP) {
 #if SAVE
     if (!ENDS && t0 % CHUNK_STEPS == 0) {
@@ -281,9 +281,9 @@ __device__ __forceinline__ void forward(
     put_eight(&s_bc[step][eight * 8], x);
     int token = row.token;
     row = ahead;
-    next_u = load_eight(p_u + safe(row.row) * u_s.t);
-    next_dt = load_eight(p_dt + safe(row.row) * dt_s.t);
-    next_bc = load_eight(p_bc + safe(row.row) * bc_t);
+    next_u = load_eight(p_u + (i64)safe(row.row) * u_s.t);
+    next_dt = load_eight(p_dt + (i64)safe(row.row) * dt_s.t);
+    next_bc = load_eight(p_bc + (i64)safe(row.row) * bc_t);
     ahead = locate_row(index, t0 + 2 * GROUP, end, s.lane);
     __syncwarp();
 #pragma unroll
@@ -365,9 +365,9 @@ extern "C" __global__ void __launch_bounds__(WARP) segment_carry(
   int end = min(steps, first + segment_chunks * CHUNK_STEPS);
   int t0 = first + (end - first - 1) / GROUP * GROUP;
   Row row = locate_row(index, t0, end, s.lane);
-  Eight next_dy = load_eight(p_dy + safe(row.token) * dy_t);
-  Eight next_dt = load_eight(p_dt + safe(row.row) * dt_t);
-  Eight next_c = load_eight(p_c + safe(row.row) * C_t);
+  Eight next_dy = load_eight(p_dy + (i64)safe(row.token) * dy_t);
+  Eight next_dt = load_eight(p_dt + (i64)safe(row.row) * dt_t);
+  Eight next_c = load_eight(p_c + (i64)safe(row.row) * C_t);
   for (; t0 >= first; t0 -= GROUP) {
     float x[8];
     step_sizes(next_dt, bias, row.row, t0 + step < end, x);
@@ -379,9 +379,9 @@ extern "C" __global__ void __launch_bounds__(WARP) segment_carry(
     unpack(next_c, x);
     if (eight < 2) put_eight(&s_c[step][eight * 8], x);
     row = locate_row(index, max(t0 - GROUP, first), end, s.lane);
-    next_dy = load_eight(p_dy + safe(row.token) * dy_t);
-    next_dt = load_eight(p_dt + safe(row.row) * dt_t);
-    next_c = load_eight(p_c + safe(row.row) * C_t);
+    next_dy = load_eight(p_dy + (i64)safe(row.token) * dy_t);
+    next_dt = load_eight(p_dt + (i64)safe(row.row) * dt_t);
+    next_c = load_eight(p_c + (i64)safe(row.row) * C_t);
     __syncwarp();
 #pragma unroll
     for (int j = GROUP - 1; j >= 0; j--) {
@@ -547,10 +547,10 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
   float dD_sum = 0.f, dbias_sum = 0.f;
 
   auto load = [&](const Row& row, bool with_gradient) {
-    copy_eight(&s_next[0][s.lane], p_u + safe(row.row) * u_t);
-    copy_eight(&s_next[1][s.lane], p_dt + safe(row.row) * dt_t);
-    copy_eight(&s_next[2][s.lane], p_bc + safe(row.row) * bc_t);
-    if (with_gradient) copy_eight(&s_next[3][s.lane], p_dy + safe(row.token) * dy_t);
+    copy_eight(&s_next[0][s.lane], p_u + (i64)safe(row.row) * u_t);
+    copy_eight(&s_next[1][s.lane], p_dt + (i64)safe(row.row) * dt_t);
+    copy_eight(&s_next[2][s.lane], p_bc + (i64)safe(row.row) * bc_t);
+    if (with_gradient) copy_eight(&s_next[3][s.lane], p_dy + (i64)safe(row.token) * dy_t);
   };
   auto stage = [&](const Row& row, bool inside, bool with_gradient) {
     copies_done();
@@ -609,9 +609,12 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
     float sum_decayed = sum_states(decayed, s.lane);
     float delta = s_delta[j][own], input = s_u[j][own], g = s_dy[j][own];
     float ddelta = fmaf(input, sum_driven, sum_decayed * LN2) * step_size_slope(delta);
-    ddelta = j < steps_left ? ddelta : 0.f;
-    dbias_sum += ddelta;
+#if HAS_BIAS
+    dbias_sum += j < steps_left ? ddelta : 0.f;
+#endif
+#if HAS_D
     dD_sum = fmaf(input, g, dD_sum);
+#endif
     s_bc[j][own_state] = sum_b;
     s_u[j][own] = fmaf(delta, sum_driven, skip * g);
     s_delta[j][own] = ddelta;
@@ -640,7 +643,7 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
       for (int j = 0; j < GROUP; j++) advance(h, a, s_delta[j], s_drive[j], s_bc[j], state, block);
       __syncwarp();
     }
-    copy_eight(&s_next[3][s.lane], p_dy + safe(row.token) * dy_t);
+    copy_eight(&s_next[3][s.lane], p_dy + (i64)safe(row.token) * dy_t);
     for (int i_g = groups - 1; i_g >= 0; i_g--) {
       int t0 = first + i_g * GROUP;
       if (i_g < groups - 1) fetch(p_scratch + i_g * (N * WARP), h, s.lane);

@@ -18,7 +18,7 @@ _TILE = 512
 
 
 class Tiling(NamedTuple):
-    """How rows are cut into tiles; all but `warps` are powers of two."""
+    """How rows are cut into tiles, in powers of two."""
 
     directions: int
     parts: int
@@ -42,7 +42,8 @@ def tiling(directions: int, channels: int, at_once: int = 1) -> Tiling:
     width = WIDTH.value
     parts = triton.next_power_of_2(triton.cdiv(channels, width))
     at_once = min(triton.next_power_of_2(directions), at_once)
-    return Tiling(at_once, parts, max(_TILE // (parts * width), 1), max(parts * width // _TILE, 1))
+    tokens, warps = _TILE // (parts * width), parts * width // _TILE
+    return Tiling(at_once, parts, max(tokens, 1), min(max(warps, 1), 32))
 
 
 @triton.jit
@@ -100,3 +101,10 @@ def normalised_rows(b_y, m_d, channels, eps):
     b_y = tl.where(m_d, b_y - sum_rows(b_y) / channels, 0.0)
     rstd = 1.0 / tl.sqrt(sum_rows(b_y * b_y) / channels + eps)
     return b_y * rstd, rstd
+
+
+@triton.jit
+def norm_gradient(b_g, b_xhat, b_rstd, channels):
+    """Of rows, from the gradient of what `normalised_rows` made of them."""
+    along = sum_rows(b_g * b_xhat) / channels
+    return (b_g - sum_rows(b_g) / channels - b_xhat * along) * b_rstd

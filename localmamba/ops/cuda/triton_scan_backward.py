@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from ..backends import CHUNK
+from ..registration import in_dtypes
 from .common import (
     LOG2E,
     device_of,
@@ -18,6 +19,7 @@ from .common import (
     scan_launch,
     sequence_strides,
     sigmoid,
+    silu_slope,
     softplus,
     unit_stride,
 )
@@ -83,7 +85,7 @@ def _reverse_step(
         b_z = tl.load(z + o_z + token * z_t, mask=m_token, other=0.0).to(tl.float32)
         b_gate = sigmoid(b_z)
         b_y = tl.sum(b_after * b_C[:, None], axis=0) + b_D * b_u
-        b_dz = b_dy * b_y * b_gate * (1.0 + b_z * (1.0 - b_gate))
+        b_dz = b_dy * b_y * silu_slope(b_z, b_gate)
         tl.store(dz + o_dz + token * channels, b_dz, mask=m_token)
         b_dy *= b_z * b_gate
     b_g = b_carry + b_C[:, None] * b_dy[None, :]
@@ -291,5 +293,4 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, st
         None if dz is None else dz.sum(1),
         None if dbias is None else dbias.sum((0, 2)),
     )
-    pairs = zip(gradients, inputs, strict=True)
-    return tuple(g if g is None or x is None else g.to(x.dtype) for g, x in pairs)
+    return in_dtypes(gradients, inputs)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..backends import CHUNK
 from ..causal_conv import scan_major
+from ..registration import in_dtypes
 from . import nvrtc
 from .common import WAVE, Launch, device_of, sequence_strides
 from .partials import sum_partials
@@ -26,7 +27,7 @@ def serves(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | N
     """Whether scan.cu has kernels for these inputs."""
     one_dtype = u.dtype in _ELEMENTS and dt.dtype == B.dtype == C.dtype == u.dtype
     whole = A.shape[2] == _STATES and A.shape[1] % _WARP == 0
-    return u.is_cuda and one_dtype and whole and z is None and nvrtc.available()
+    return u.is_cuda and one_dtype and whole and z is None and nvrtc.available(u.get_device())
 
 
 def _aligned(x: Tensor) -> Tensor:
@@ -41,9 +42,9 @@ def _launch_shape(batch: int, directions: int, channels: int, chunks: int) -> La
     programs = batch * directions * triton.cdiv(channels, _WARP)
     segments = 1
     # Other thresholds (1 and 2, 1 and 3, 1 and 4 waves) were within 5 % from 512 to 1024 pixels.
-    if programs < 2 * WAVE and chunks > 1:
+    if 0 < programs < 2 * WAVE and chunks > 1:
         segments = min(chunks, triton.cdiv(4 * WAVE, programs))
-    segment_chunks = triton.cdiv(chunks, segments)
+    segment_chunks = max(triton.cdiv(chunks, segments), 1)
     segments = triton.cdiv(chunks, segment_chunks)
     return Launch(_WARP, _STATES, 1, segments, segment_chunks)
 
@@ -171,5 +172,4 @@ def scan_backward(dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, state
         None if dD is None else dD.sum((0, 2)),
         None if dbias is None else dbias.sum((0, 2)),
     )
-    pairs = zip(gradients, inputs, strict=True)
-    return tuple(g if g is None or x is None else g.to(x.dtype) for g, x in pairs)
+    return in_dtypes(gradients, inputs)

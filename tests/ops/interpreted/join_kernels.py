@@ -22,9 +22,10 @@ from kernel_cases import (
     pool_arguments,
     run_kernels,
 )
-from ops.helpers import LAYOUTS
+from ops.helpers import FORWARD_TOLERANCE, LAYOUTS, random, relative_error
 
 from localmamba.ops import cuda as kernels
+from localmamba.ops import reference_backend
 from localmamba.ops.cuda import depthwise_conv
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -136,10 +137,11 @@ def test_pooling_of_hostile_memory(layout, dtype):
     check_kernels(kernels, "pool", *arguments, dtype)
 
 
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("gate_first", [False, True])
 @pytest.mark.parametrize(("tokens", "channels"), [(1, 6), (15, 6), (70, 150)])
-def test_both_gradients_of_scattn(tokens, channels, gate_first):
-    check_attend(kernels, tokens, channels, gate_first, torch.float32)
+def test_both_gradients_of_scattn(tokens, channels, gate_first, norm):
+    check_attend(kernels, tokens, channels, gate_first, norm, torch.float32)
 
 
 @subsets(MERGE_OPTIONS)
@@ -165,6 +167,35 @@ def test_merging_of_hostile_memory(layout, dtype):
 def test_merging_of_few_and_many_directions(directions, options):
     arguments = merge_arguments(9, 70, options, torch.float32, directions=directions)
     check_kernels(kernels, "merge", *arguments, torch.float32)
+
+
+@pytest.mark.parametrize("directions", [1, 5])
+def test_pooling_of_few_and_many_directions(directions):
+    y = random(2, directions, 17, 70)
+    means = kernels.pool_forward(y, None, 1e-5)
+    truth = reference_backend.pool_forward(y.double(), None, 1e-5)
+    assert relative_error(means, truth) < FORWARD_TOLERANCE[torch.float32]
+
+
+def test_without_eps_rows_past_the_end_do_not_count():
+    gradient, tensors, _ = merge_arguments(15, 6, ("channel", "norm"), torch.float32)
+    assert kernels.pool_forward(tensors["y"], None, 0.0).isfinite().all()
+    gradients = kernels.merge_backward(gradient, *tensors.values(), 0.0)
+    assert all(g is None or g.isfinite().all() for g in gradients)
+
+
+def test_gradients_in_float16_overflow():
+    """An infinity tells a gradient scaler to take a smaller scale; the largest number would not."""
+    large = torch.full((1, 3, 4, 5), 6e4, dtype=torch.float16)
+    weights, ones = torch.full((1, 3, 5), 4.0), torch.ones_like(large)
+    dy, *_ = kernels.merge_backward(large[:, 0], ones, weights, None, None, None, None, 1e-5)
+    assert dy.isinf().all()
+    dx, *_ = kernels.depthwise_backward(large, ones, torch.full((5, 1, 3, 3), 3.0), None)
+    assert dx.isinf().all()
+    index = torch.arange(4, dtype=torch.int32)[None]
+    weight, bias = torch.full((1, 5, 2), 4.0), torch.full((1, 5), 9.0)
+    dx, *_ = kernels.conv_backward(large[:, :1], ones[:, 0], weight, bias, index)
+    assert dx.isinf().all()
 
 
 @subsets(NORM_OPTIONS)
