@@ -234,9 +234,8 @@ def verdict(records: Records) -> list[str]:
 
 def unfinished(records: Records, seeds: int) -> list[str]:
     """What a study that was cut short lacks, and the runs of further seeds that it has."""
-    expected = {
-        seed for (kind, _), found in records.items() if kind == "train" for seed in found
-    } & set(range(seeds))
+    trained = {seed for (kind, _), found in records.items() if kind == "train" for seed in found}
+    expected = {seed for seed in trained if seed < seeds}
     lacking = {
         arm.label: sorted(expected - set(records.get(("train", arm.name), {}))) for arm in ARMS
     }
