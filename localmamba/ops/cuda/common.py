@@ -76,6 +76,39 @@ def step_size(dt, bias, SOFTPLUS: tl.constexpr):
     return dt
 
 
+@triton.jit
+def sequence_of(K, channels, BD: tl.constexpr):
+    """A scan's program's block of channels, image * K + direction, image and direction."""
+    i_d, i_bk = program_of_two(tl.cdiv(channels, BD))
+    return i_d, i_bk, i_bk // K, i_bk % K
+
+
+@triton.jit
+def state_tile(i_d, channels, n_states, BD: tl.constexpr, BN: tl.constexpr):
+    """Offsets of channels [BD], of states [BN] and of both [BN, BD], and their masks."""
+    o_d = i_d * BD + tl.arange(0, BD)
+    o_n = tl.arange(0, BN)
+    m_d, m_n = o_d < channels, o_n < n_states
+    o_state = o_n[:, None] * channels + o_d[None, :]
+    return o_d, o_n, o_state, m_d, m_n, m_d[None, :] & m_n[:, None]
+
+
+@triton.jit
+def load_decay(A, i_k, o_state, m_dn, channels, n_states):
+    """A of a direction, as exponents of 2, [BN, BD]."""
+    p_A = A + i_k * n_states * channels + o_state
+    return tl.load(p_A, mask=m_dn, other=0.0).to(tl.float32) * LOG2E
+
+
+@triton.jit
+def load_vector(pointer, i_k, o_d, m_d, channels, THERE: tl.constexpr, BD: tl.constexpr):
+    """A direction's vector over channels, [BD]; 0 where there is none."""
+    b_x = tl.zeros([BD], tl.float32)
+    if THERE:
+        b_x = tl.load(pointer + i_k * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
+    return b_x
+
+
 class Launch(NamedTuple):
     """How a scan is cut into programs, from its shape alone."""
 

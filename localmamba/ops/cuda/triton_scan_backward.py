@@ -15,12 +15,15 @@ from ..registration import in_dtypes
 from .common import (
     LOG2E,
     device_of,
-    program_of_two,
+    load_decay,
+    load_vector,
     scan_launch,
+    sequence_of,
     sequence_strides,
     sigmoid,
     silu_slope,
     softplus,
+    state_tile,
     unit_stride,
 )
 from .triton_segments import segment_carries
@@ -120,24 +123,12 @@ def scan_backward_kernel(
 ):  # fmt: skip
     tl.static_assert(GROUP == 4)
     blocks = tl.cdiv(channels, BD)
-    i_d, i_bk = program_of_two(blocks)
+    i_d, i_bk, i_b, i_k = sequence_of(K, channels, BD)
     i_s = tl.program_id(1)
-    i_b, i_k = i_bk // K, i_bk % K
-    o_d = i_d * BD + tl.arange(0, BD)
-    o_n = tl.arange(0, BN)
-    m_d = o_d < channels
-    m_n = o_n < n_states
-    m_dn = m_d[None, :] & m_n[:, None]
-    o_state = o_n[:, None] * channels + o_d[None, :]
-
-    b_A = tl.load(A + i_k * n_states * channels + o_state, mask=m_dn, other=0.0).to(tl.float32)
-    b_A *= LOG2E
-    b_D = tl.zeros([BD], tl.float32)
-    b_bias = tl.zeros([BD], tl.float32)
-    if HAS_D:
-        b_D = tl.load(D + i_k * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        b_bias = tl.load(dt_bias + i_k * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
+    o_d, o_n, o_state, m_d, m_n, m_dn = state_tile(i_d, channels, n_states, BD, BN)
+    b_A = load_decay(A, i_k, o_state, m_dn, channels, n_states)
+    b_D = load_vector(D, i_k, o_d, m_d, channels, HAS_D, BD)
+    b_bias = load_vector(dt_bias, i_k, o_d, m_d, channels, HAS_BIAS, BD)
 
     p_u = u + i_b * u_b + i_k * u_k + o_d
     p_dt = dt + i_b * dt_b + i_k * dt_k + o_d

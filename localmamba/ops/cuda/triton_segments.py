@@ -11,7 +11,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends import CHUNK
-from .common import LOG2E, Launch, program_of_two, sequence_strides, sigmoid, step_size
+from .common import (
+    Launch,
+    load_decay,
+    load_vector,
+    sequence_of,
+    sequence_strides,
+    sigmoid,
+    state_tile,
+    step_size,
+)
 
 
 @triton.jit
@@ -23,20 +32,11 @@ def segment_end_kernel(
     SOFTPLUS: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """The state that a segment reaches from zero, and the sum of its step sizes."""
-    i_d, i_bk = program_of_two(tl.cdiv(channels, BD))
+    i_d, i_bk, i_b, i_k = sequence_of(K, channels, BD)
     i_s = tl.program_id(1)
-    i_b, i_k = i_bk // K, i_bk % K
-    o_d = i_d * BD + tl.arange(0, BD)
-    o_n = tl.arange(0, BN)
-    m_d = o_d < channels
-    m_n = o_n < n_states
-    m_dn = m_d[None, :] & m_n[:, None]
-    o_state = o_n[:, None] * channels + o_d[None, :]
-    b_A = tl.load(A + i_k * n_states * channels + o_state, mask=m_dn, other=0.0).to(tl.float32)
-    b_A *= LOG2E
-    b_bias = tl.zeros([BD], tl.float32)
-    if HAS_BIAS:
-        b_bias = tl.load(dt_bias + i_k * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
+    o_d, o_n, o_state, m_d, m_n, m_dn = state_tile(i_d, channels, n_states, BD, BN)
+    b_A = load_decay(A, i_k, o_state, m_dn, channels, n_states)
+    b_bias = load_vector(dt_bias, i_k, o_d, m_d, channels, HAS_BIAS, BD)
     p_u = u + i_b * u_b + i_k * u_k + o_d
     p_dt = dt + i_b * dt_b + i_k * dt_k + o_d
     p_B = B + i_b * B_b + i_k * B_k + o_n
@@ -67,13 +67,9 @@ def combine_segments_kernel(
     REVERSE: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """What each segment starts from: a scan over segments (from the last one if REVERSE)."""
-    i_d, i_bk = program_of_two(tl.cdiv(channels, BD))
-    o_d = i_d * BD + tl.arange(0, BD)
-    o_n = tl.arange(0, BN)
-    m_dn = (o_d < channels)[None, :] & (o_n < n_states)[:, None]
-    o_state = o_n[:, None] * channels + o_d[None, :]
-    p_A = A + (i_bk % K) * n_states * channels + o_state
-    b_A = tl.load(p_A, mask=m_dn, other=0.0).to(tl.float32) * LOG2E
+    i_d, i_bk, _i_b, i_k = sequence_of(K, channels, BD)
+    o_d, _o_n, o_state, m_d, _m_n, m_dn = state_tile(i_d, channels, n_states, BD, BN)
+    b_A = load_decay(A, i_k, o_state, m_dn, channels, n_states)
     b_h = tl.zeros([BN, BD], tl.float32)
     for i in range(segments):
         i_s = i
@@ -82,7 +78,7 @@ def combine_segments_kernel(
         i_in = i_bk * segments + i_s
         tl.store(starts + i_in * n_states * channels + o_state, b_h, mask=m_dn)
         b_end = tl.load(ends + i_in * n_states * channels + o_state, mask=m_dn, other=0.0)
-        b_sum = tl.load(sums + i_in * channels + o_d, mask=o_d < channels, other=0.0)
+        b_sum = tl.load(sums + i_in * channels + o_d, mask=m_d, other=0.0)
         b_h = tl.exp2(b_sum[None, :] * b_A) * b_h + b_end
 
 
@@ -127,20 +123,11 @@ def segment_carry_kernel(
     HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """What a segment passes back to the one before it when nothing reaches it from behind."""
-    i_d, i_bk = program_of_two(tl.cdiv(channels, BD))
+    i_d, i_bk, i_b, i_k = sequence_of(K, channels, BD)
     i_s = tl.program_id(1)
-    i_b, i_k = i_bk // K, i_bk % K
-    o_d = i_d * BD + tl.arange(0, BD)
-    o_n = tl.arange(0, BN)
-    m_d = o_d < channels
-    m_n = o_n < n_states
-    m_dn = m_d[None, :] & m_n[:, None]
-    o_state = o_n[:, None] * channels + o_d[None, :]
-    b_A = tl.load(A + i_k * n_states * channels + o_state, mask=m_dn, other=0.0).to(tl.float32)
-    b_A *= LOG2E
-    b_bias = tl.zeros([BD], tl.float32)
-    if HAS_BIAS:
-        b_bias = tl.load(dt_bias + i_k * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
+    o_d, o_n, o_state, m_d, m_n, m_dn = state_tile(i_d, channels, n_states, BD, BN)
+    b_A = load_decay(A, i_k, o_state, m_dn, channels, n_states)
+    b_bias = load_vector(dt_bias, i_k, o_d, m_d, channels, HAS_BIAS, BD)
     p_dt = dt + i_b * dt_b + i_k * dt_k + o_d
     p_C = C + i_b * C_b + i_k * C_k + o_n
     p_dy = dy + i_b * dy_b + i_k * dy_k + o_d
