@@ -1,13 +1,12 @@
 """Everything that decides what a training comes to."""
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from localmamba.data import Augmentation, ImageSettings
 from localmamba.models.directions import DirectionTable
-from localmamba.tasks.settings import Hardware, TrainingSettings
+from localmamba.tasks.settings import Hardware, TrainingSettings, join_groups, split_groups
 
 GROUPS = {
     "images": ImageSettings,
@@ -54,21 +53,12 @@ class TrainingJob:
         Raises:
             ValueError: If a setting is unknown or `data` or `model` is missing.
         """
-        rest = dict(config)
-        groups = {}
-        for name, kind in GROUPS.items():
-            keys = [f.name for f in dataclasses.fields(kind) if f.name in rest]
-            groups[name] = kind(**{key: _tuple(rest.pop(key)) for key in keys})
+        settings = split_groups(config, GROUPS)
         try:
-            return cls(**rest, **groups)
+            return cls(**settings)
         except TypeError as error:
             raise ValueError(f"settings of a training: {error}") from None
 
     def config(self) -> dict[str, Any]:
         """The inverse of `from_config`."""
-        own = {key: value for key, value in asdict(self).items() if key not in GROUPS}
-        return own | {k: v for name in GROUPS for k, v in asdict(getattr(self, name)).items()}
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+        return join_groups(self, GROUPS)

@@ -1,6 +1,5 @@
 """Everything that decides what a search comes to."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,7 +8,7 @@ from localmamba.data import Augmentation, ImageSettings
 from localmamba.ops import CANDIDATES
 from localmamba.search import STRATEGIES, SearchSettings, check_keep
 from localmamba.tasks import job
-from localmamba.tasks.settings import Hardware, TrainingSettings
+from localmamba.tasks.settings import Hardware, TrainingSettings, join_groups, split_groups
 
 GROUPS = {"search": SearchSettings, **job.GROUPS}
 
@@ -68,23 +67,15 @@ class SearchJob:
         Raises:
             ValueError: If a setting is unknown or `data` or `model` is missing.
         """
-        rest = dict(config)
-        groups = {}
-        for name, kind in GROUPS.items():
-            keys = [f.name for f in dataclasses.fields(kind) if f.name in rest]
-            values = {key: rest.pop(key) for key in keys}
-            groups[name] = kind(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            )
+        settings = split_groups(config, GROUPS)
         try:
-            return cls(**rest, **groups)
+            return cls(**settings)
         except TypeError as error:
             raise ValueError(f"settings of a search: {error}") from None
 
     def config(self) -> dict[str, Any]:
         """The inverse of `from_config`."""
-        own = {key: value for key, value in asdict(self).items() if key not in GROUPS}
-        return own | {k: v for name in GROUPS for k, v in asdict(getattr(self, name)).items()}
+        return join_groups(self, GROUPS)
 
     def settings(self) -> dict[str, Any]:
         """What of it the directions depend on, on whatever machine: for their file."""

@@ -1,7 +1,8 @@
 """Settings of a training: the optimiser's recipe, and the hardware it runs on."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,26 @@ class Hardware:
             raise ValueError(f"devices must be at least 1, got {self.devices}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
+
+
+def split_groups(config: Mapping[str, Any], groups: Mapping[str, type]) -> dict[str, Any]:
+    """A flat table of settings, as recipes and config.yaml have it, with its groups made of it.
+
+    Args:
+        config: Settings by name; lists stand for tuples.
+        groups: Dataclasses by the name of a group; each takes the settings that it has.
+    """
+    rest = dict(config)
+    made = {}
+    for name, kind in groups.items():
+        values = {f.name: rest.pop(f.name) for f in fields(kind) if f.name in rest}
+        made[name] = kind(
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        )
+    return rest | made
+
+
+def join_groups(job: Any, groups: Mapping[str, type]) -> dict[str, Any]:
+    """The inverse of `split_groups`, for a dataclass that holds the groups."""
+    own = {key: value for key, value in asdict(job).items() if key not in groups}
+    return own | {k: v for name in groups for k, v in asdict(getattr(job, name)).items()}
