@@ -1,6 +1,6 @@
 """Packs Fashion-MNIST into one file that travels to a machine without network.
 
-    python benchmarks/fashion_mnist/prepare.py [.device/fashion_mnist.npz]
+    python benchmarks/fashion_mnist/prepare.py [runs/fashion_mnist.npz]
 
 The images come from the Debian package dataset-fashion-mnist, or else from torchvision's download.
 """
@@ -26,4 +26,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else ".device/fashion_mnist.npz"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/fashion_mnist.npz"))

@@ -357,4 +357,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/results"))
     parser.add_argument("--seeds", type=int, default=sys.maxsize, help="the first so many only")
     arguments = parser.parse_args()
+    if not read_records(arguments.results):
+        parser.error(f"no records in {arguments.results}")
     main(arguments.results, arguments.folder, arguments.seeds)

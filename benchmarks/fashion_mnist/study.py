@@ -297,7 +297,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/fashion_mnist_study"))
     parser.add_argument("--earlier", type=Path, help="results.jsonl of an earlier part")
-    parser.add_argument("--data", type=Path, default=Path(".device/fashion_mnist.npz"))
+    parser.add_argument("--data", type=Path, default=Path("runs/fashion_mnist.npz"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--gpus", type=int, default=max(torch.cuda.device_count(), 1))
     parser.add_argument("--workers", type=int, default=4, help="runs at a time on each GPU, or CPU")
@@ -308,7 +308,12 @@ def parse_arguments() -> argparse.Namespace:
     for size in fields(Setup):
         option = f"--{size.name.replace('_', '-')}"
         parser.add_argument(option, type=type(size.default), default=size.default)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if not arguments.data.is_file():
+        parser.error(f"no images in {arguments.data}: prepare.py writes them there")
+    if arguments.earlier is not None and not arguments.earlier.is_file():
+        parser.error(f"no file {arguments.earlier} to go on from")
+    return arguments
 
 
 def main() -> None:
@@ -316,7 +321,10 @@ def main() -> None:
     arguments = parse_arguments()
     deadline = time.monotonic() + 60 * arguments.budget_minutes
     setup = Setup(**{size.name: getattr(arguments, size.name) for size in fields(Setup)})
-    results = Results(arguments.output / "results.jsonl", arguments.earlier, setup)
+    try:
+        results = Results(arguments.output / "results.jsonl", arguments.earlier, setup)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     study = Study(results, setup, arguments.data, deadline)
     gpus = [f"cuda:{i}" for i in range(arguments.gpus)]
     devices = (["cpu"] if arguments.device == "cpu" else gpus) * arguments.workers
