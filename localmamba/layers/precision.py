@@ -10,5 +10,13 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def saturate(x: Tensor) -> Tensor:
-    """Keeps float16 finite where float32 would be: what is beyond its range becomes its largest."""
-    return x.clamp(-65504.0, 65504.0) if x.dtype == torch.float16 else x
+    """Keeps float16 finite where float32 would be: what is beyond its range becomes its largest.
+
+    What has become so passes no gradient. Kernels saturate their outputs by themselves: there the
+    largest value stands for all beyond it, and a gradient as if nothing had been cut off would be
+    too large by as much as was cut off.
+    """
+    if x.dtype != torch.float16:
+        return x
+    largest = 65504.0
+    return torch.where(x.abs() < largest, x, x.detach().clamp(-largest, largest))

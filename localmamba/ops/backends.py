@@ -6,8 +6,9 @@ the arguments; strides, floating dtypes and the integer dtype of an index are an
 makes of them what its kernels read.
 
     scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save) -> y, states
-    scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states)
+    scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states, dBC=None)
         -> du, ddt, dA, dB, dC, dD, dz, ddt_bias     (None where the input is None)
+    align_weights(x_proj, dt_weight, dtype) -> x_proj, dt_weight
     conv_forward(x, weight, bias, index) -> u
     conv_backward(du, x, weight, bias, index) -> dx, dweight, dbias
     depthwise_forward(x, weight, bias) -> y                              (contiguous)
@@ -25,6 +26,9 @@ makes of them what its kernels read.
 
 `attend_backward` is `merge_backward`, then `pool_backward` with their gradients added; `to_means`
 leads from the gradient of the channel weights to that of the means, and to what else it finds.
+`scan_backward` writes dB and dC into `dBC`, [B, K, T, 2N], if that is there. `align_weights` brings
+the projections of the branches, [K, R + 2N, D] and [K, D, R], to a dtype; with rows and columns of
+zeros for R rounded up to `aligned_rank` where the kernels like that better.
 Gradients come in the dtype and shape of the inputs.
 """
 
@@ -36,6 +40,9 @@ import torch
 
 CHUNK = 64
 """Steps between two kept states."""
+
+ALIGN = 8
+"""Elements of half precision in the 16 bytes that matrix units and the scan kernels read whole."""
 
 _BACKENDS = {"cpu": ".cpu", "cuda": ".cuda"}
 
@@ -57,6 +64,29 @@ def states_shape(u: torch.Tensor, A: torch.Tensor, steps: int, save: bool) -> tu
     keeps = save and backend_name(u) != ".reference_backend"
     chunks = (steps + CHUNK - 1) // CHUNK if keeps else 0
     return (u.shape[0], A.shape[0], chunks, A.shape[2], A.shape[1])
+
+
+def aligned_rank(rank: int, x: torch.Tensor) -> int:
+    """Columns that the factor of dt takes in the kernels that serve x."""
+    return round_up(rank) if backend_name(x) == ".cuda" else rank
+
+
+def round_up(rank: int) -> int:
+    """To a multiple of `ALIGN`."""
+    return (rank + ALIGN - 1) // ALIGN * ALIGN
+
+
+def side_by_side(dB: torch.Tensor, dC: torch.Tensor, dBC: torch.Tensor | None):
+    """dB and dC, in `dBC` if that is there."""
+    if dBC is None:
+        return dB, dC
+    states = dB.shape[-1]
+    return dBC[..., :states].copy_(dB), dBC[..., states:].copy_(dC)
+
+
+def cast_weights(x_proj: torch.Tensor, dt_weight: torch.Tensor, dtype: torch.dtype):
+    """`align_weights` where no alignment is wanted."""
+    return x_proj.to(dtype), dt_weight.to(dtype)
 
 
 def attend_in_parts(merge_backward: Callable, pool_backward: Callable) -> Callable:

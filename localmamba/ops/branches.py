@@ -9,10 +9,9 @@ made again.
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .backends import backend, states_shape
+from .backends import aligned_rank, backend, states_shape
 from .checks import check_shape, check_together
 from .registration import (
     contiguous,
@@ -23,28 +22,8 @@ from .registration import (
     restore,
 )
 
-ALIGN = 8
-"""The factor of dt is padded to this many columns, so that rows of half precision start at 16
-bytes: matrix units and the scan kernels read them whole."""
-
-
-def _padded_rank(rank: int, device: torch.device) -> int:
-    """Columns of the factor of dt: padded on a GPU, as they are elsewhere."""
-    return (rank + ALIGN - 1) // ALIGN * ALIGN if device.type == "cuda" else rank
-
-
-def _aligned_weights(
-    x_proj: Tensor, dt_weight: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """x_proj as [K, M, D] and dt_weight as [K, D, R'] in a dtype, with M = R' + 2N."""
-    rank = dt_weight.shape[2]
-    pad = _padded_rank(rank, x_proj.device) - rank
-    x_proj, dt_weight = x_proj.to(dtype), dt_weight.to(dtype)
-    if pad == 0:
-        return x_proj, dt_weight
-    zeros = x_proj.new_zeros(x_proj.shape[0], pad, x_proj.shape[2])
-    x_proj = torch.cat((x_proj[:, :rank], zeros, x_proj[:, rank:]), dim=1)
-    return x_proj, F.pad(dt_weight, (0, pad))
+_TOKENS = 2048
+"""Tokens of a part of a sum over all of them, at least."""
 
 
 def _project(u: Tensor, x_proj: Tensor) -> Tensor:
@@ -57,22 +36,43 @@ def _project(u: Tensor, x_proj: Tensor) -> Tensor:
     return torch.bmm(rows, x_proj.transpose(1, 2)).unflatten(1, (batch, steps)).transpose(0, 1)
 
 
+def _empty_params(x: Tensor, conv_weight: Tensor | None, index: Tensor, width: int) -> Tensor:
+    """An array like that of `_project`, in memory too."""
+    batch, length, _ = x.shape
+    directions, steps = index.shape
+    if conv_weight is None:
+        return x.new_empty((batch, length, directions, width)).transpose(1, 2)
+    return x.new_empty((directions, batch, steps, width)).transpose(0, 1)
+
+
 def _per_direction(x: Tensor) -> Tensor:
     """[B, K, T, *] -> [K, B * T, *], the operand of a batched product over directions."""
     return x.transpose(0, 1).flatten(1, 2)
 
 
-def _step_sizes(params: Tensor, dt_weight: Tensor) -> Tensor:
-    """dt before bias and softplus, [B, K, T, D]."""
-    factor = _per_direction(params[..., : dt_weight.shape[2]])
-    dt = torch.bmm(factor, dt_weight.transpose(1, 2))
-    return dt.unflatten(1, (params.shape[0], params.shape[2])).transpose(0, 1)
-
-
 def _scan_parameters(params: Tensor, dt_weight: Tensor, states: int) -> tuple[Tensor, ...]:
-    """dt, B and C of every step and direction."""
-    B, C = params[..., -2 * states : -states], params[..., -states:]
-    return _step_sizes(params, dt_weight), B, C
+    """dt before bias and softplus, B and C, of every step and direction."""
+    dt = torch.bmm(_per_direction(params[..., : dt_weight.shape[2]]), dt_weight.transpose(1, 2))
+    dt = dt.unflatten(1, (params.shape[0], params.shape[2])).transpose(0, 1)
+    return dt, params[..., -2 * states : -states], params[..., -states:]
+
+
+def _over_tokens(rows: Tensor, columns: Tensor, batch: int) -> Tensor:
+    """[K, B * T, X] and [K, B * T, Y] to their product over B * T, [K, X, Y].
+
+    Matrix libraries share few, very long sums badly among a GPU's multiprocessors: there they are
+    cut into parts of whole images, in float32.
+    """
+    directions, tokens = rows.shape[:2]
+    if not rows.is_cuda or rows.dtype not in (torch.bfloat16, torch.float16):
+        return torch.bmm(rows.transpose(1, 2), columns)
+    parts = next(n for n in range(max(tokens // _TOKENS, 1), 0, -1) if batch % n == 0)
+    rows, columns = (
+        x.contiguous().view(directions * parts, tokens // parts, x.shape[2])
+        for x in (rows, columns)
+    )
+    sums = torch.bmm(rows.transpose(1, 2), columns, out_dtype=torch.float32)
+    return sums.unflatten(0, (directions, parts)).sum(1)
 
 
 @define_op(
@@ -83,7 +83,7 @@ def _scan_parameters(params: Tensor, dt_weight: Tensor, states: int) -> tuple[Te
 def _branches(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
     kernels = backend(x)
     u = x if conv_weight is None else kernels.conv_forward(x, conv_weight, conv_bias, index)
-    x_proj, dt_weight = _aligned_weights(x_proj, dt_weight, u.dtype)
+    x_proj, dt_weight = kernels.align_weights(x_proj, dt_weight, u.dtype)
     params = _project(u, x_proj)
     dt, B, C = _scan_parameters(params, dt_weight, A.shape[2])
     y, kept = kernels.scan_forward(u, dt, A, B, C, D, None, dt_bias, index, x.shape[1], True, save)
@@ -93,12 +93,9 @@ def _branches(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index
 @_branches.register_fake
 def _(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
     batch, length, channels = x.shape
-    directions, width = x_proj.shape[0], _padded_rank(dt_weight.shape[2], x.device) + 2 * A.shape[2]
+    directions, width = x_proj.shape[0], aligned_rank(dt_weight.shape[2], x) + 2 * A.shape[2]
     y = x.new_empty((batch, directions, length, channels))
-    if conv_weight is None:
-        params = x.new_empty((batch, length, directions, width)).transpose(1, 2)
-    else:
-        params = x.new_empty((directions, batch, index.shape[1], width)).transpose(0, 1)
+    params = _empty_params(x, conv_weight, index, width)
     kept = x.new_empty(states_shape(x, A, index.shape[1], save), dtype=torch.float32)
     return y, params, kept
 
@@ -112,26 +109,28 @@ def _branches_backward(
     dy, x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, params, kept
 ):
     kernels = backend(x)
-    x_proj_weight, dt_proj_weight = _aligned_weights(x_proj, dt_weight, x.dtype)
+    x_proj_weight, dt_proj_weight = kernels.align_weights(x_proj, dt_weight, x.dtype)
     rank, padded = dt_weight.shape[2], dt_proj_weight.shape[2]
     u = x if conv_weight is None else kernels.conv_forward(x, conv_weight, conv_bias, index)
     dt, B, C = _scan_parameters(params, dt_proj_weight, A.shape[2])
-    du, ddt, dA, dB, dC, dD, _, ddt_bias = kernels.scan_backward(
-        dy, u, dt, A, B, C, D, None, dt_bias, index, x.shape[1], True, kept
+    # Gradients of the parameters are written side by side, where the products after read them.
+    dparams = _empty_params(x, conv_weight, index, params.shape[3])
+    du, ddt, dA, _, _, dD, _, ddt_bias = kernels.scan_backward(
+        dy, u, dt, A, B, C, D, None, dt_bias, index, x.shape[1], True, kept, dparams[..., padded:]
     )
-    ddt = _per_direction(ddt)
-    ddt_weight = torch.bmm(ddt.transpose(1, 2), _per_direction(params[..., :padded]))[..., :rank]
-    dfactor = torch.bmm(ddt, dt_proj_weight)
-    dparams = torch.cat((dfactor, _per_direction(dB), _per_direction(dC)), dim=-1)  # [K, B * T, M]
+    ddt, factor = _per_direction(ddt), _per_direction(params[..., :padded])
+    ddt_weight = _over_tokens(ddt, factor, x.shape[0])[..., :rank]
+    torch.bmm(ddt, dt_proj_weight, out=_per_direction(dparams[..., :padded]))
     if conv_weight is None:
-        tokens = dparams.transpose(0, 1).flatten(1)  # [B * L, K * M]
+        tokens = dparams.transpose(1, 2).flatten(2).flatten(0, 1)  # [B * L, K * M]
         flat = u.reshape(tokens.shape[0], u.shape[-1])
         dx_proj = (tokens.t() @ flat).view_as(x_proj_weight)
-        dx = torch.addmm(du.reshape_as(flat), tokens, x_proj_weight.flatten(0, 1)).view_as(x)
+        dx = du.view_as(flat).addmm_(tokens, x_proj_weight.flatten(0, 1)).view_as(x)
         dconv_weight = dconv_bias = None
     else:
-        dx_proj = torch.bmm(dparams.transpose(1, 2), _per_direction(u))
-        du = torch.baddbmm(_per_direction(du), dparams, x_proj_weight)
+        dparams, du = _per_direction(dparams), _per_direction(du)
+        dx_proj = _over_tokens(dparams, _per_direction(u), x.shape[0])
+        du = du.baddbmm_(dparams, x_proj_weight)
         du = du.unflatten(1, (u.shape[0], u.shape[2])).transpose(0, 1)
         dx, dconv_weight, dconv_bias = kernels.conv_backward(du, x, conv_weight, conv_bias, index)
     dx_proj = torch.cat((dx_proj[:, :rank], dx_proj[:, padded:]), dim=1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from .backends import attend_in_parts
+from .backends import attend_in_parts, cast_weights, side_by_side
 from .reference import (
     accumulation_dtype,
     causal_conv_reference,
@@ -36,7 +36,7 @@ def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
     return y, A.new_empty((u.shape[0], A.shape[0], 0, A.shape[2], A.shape[1]), dtype=torch.float32)
 
 
-def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states):
+def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states, dBC=None):
     inputs = [u, dt, A, B, C, D, z, dt_bias]
     dtype = accumulation_dtype(u.dtype)
     grid_order = u.dim() == 3
@@ -65,6 +65,7 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, st
     if grid_order:
         du, ddt, dB, dC = (scatter_tokens(x, index, length) for x in (du, ddt, dB, dC))
         du = du.sum(1)
+    dB, dC = side_by_side(dB, dC, dBC)
     return in_dtypes([du, ddt, dA, dB, dC, dD, dz, ddt_bias], inputs)
 
 
@@ -193,6 +194,7 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
 
 
 attend_backward = attend_in_parts(merge_backward, pool_backward)
+align_weights = cast_weights
 
 
 def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):

@@ -64,9 +64,13 @@ WARP_SCANS = (
 
 MANY = for_warps("many", ("h", "v_flip", "w2", "w7_flip"), (7, 10), channels=128, images=80)
 """More sequences than a GPU runs at once, each of two chunks."""
+SOME = for_warps("some", ("h", "v_flip", "w2", "w7_flip"), (7, 10), channels=128, images=40)
+"""Half as many: two lanes a channel."""
+FEW = for_warps("few", ("h", "v_flip", "w2", "w7_flip"), (7, 10), channels=128, images=8)
+"""Four lanes a channel."""
 FEW_LONG = for_warps("few long", ("w7", "v_flip"), (30, 31))
 """Twenty chunks in padded windows, one a segment."""
-LONG = for_warps("long", ("w7", "v_flip"), (30, 31), channels=256, images=16)
+LONG = for_warps("long", ("w7", "v_flip"), (60, 61), channels=160, images=8)
 """Several chunks a segment."""
 
 
@@ -93,8 +97,16 @@ def test_cuda_cpp(case, dtype):
     check(CudaCpp, case, dtype)
 
 
+@pytest.mark.parametrize("lanes", [2, 4])
+@every_dtype_once(WARP_SCANS)
+def test_lanes_a_channel(case, dtype, lanes, monkeypatch):
+    programs = case.images * len(case.directions) * (case.channels // 32)
+    monkeypatch.setattr(warp_scan, "WAVE", programs * lanes // 2)
+    check(CudaCpp, case, dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", [MANY, FEW_LONG], ids=str)
+@pytest.mark.parametrize("case", [MANY, SOME, FEW, FEW_LONG], ids=str)
 def test_regimes_of_cuda_cpp(case, dtype):
     check(CudaCpp, case, dtype)
 

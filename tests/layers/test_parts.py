@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from localmamba.layers import AxialRotary, PatchMerging, RMSNorm, S6Branches, SCAttn, resize_table
+from localmamba.layers.precision import saturate
 
 
 def test_s6_starts_as_mamba_does() -> None:
@@ -93,3 +94,14 @@ def test_patch_merging_pads_odd_sides() -> None:
     assert merge(x).shape == (1, 3, 2, 8)
     first = torch.cat((x[0, 0, 0], x[0, 1, 0], x[0, 0, 1], x[0, 1, 1]))
     torch.testing.assert_close(merge(x)[0, 0, 0], merge.reduction(merge.norm(first)))
+
+
+def test_saturated_values_pass_no_gradient() -> None:
+    """A gradient as if nothing had been cut off made float16 training diverge."""
+    x = torch.tensor([1.0, 65472.0, 65504.0, -65504.0, torch.inf], dtype=torch.float16)
+    x.requires_grad_()
+    y = saturate(x)
+    y.sum(dtype=torch.float32).backward()
+    assert y.tolist() == [1.0, 65472.0, 65504.0, -65504.0, 65504.0]
+    assert x.grad is not None
+    assert x.grad.tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]

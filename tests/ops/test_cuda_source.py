@@ -10,10 +10,13 @@ from kernel_cases import DTYPES, ScanCase, scan_arguments, scan_gradient
 pytest.importorskip("triton")
 bindings = pytest.importorskip("cuda.bindings.nvrtc")
 
-from localmamba.ops.cuda import nvrtc, warp_scan  # noqa: E402 - Triton is there
+from localmamba.ops.cuda import nvrtc, scan_sums, warp_scan  # noqa: E402 - Triton is there
 
 SPILLED_BYTES = 16
 """The backward kernel reloads four values where step sizes have no bias; elsewhere none."""
+
+LANES = {"one a channel": 0, "two": 1, "four": 2, "segments": 1000}
+"""How a pass is cut, and how many programs make a wave, in programs of the test case."""
 
 FACTORS = {
     "dtype": DTYPES,
@@ -22,7 +25,7 @@ FACTORS = {
     "dt_bias": (False, True),
     "softplus": (False, True),
     "way": ("forward", "backward"),
-    "few long sequences": (False, True),
+    "lanes": tuple(LANES),
     "capability": ((8, 0), (9, 0)),
 }
 
@@ -69,13 +72,17 @@ def launches(row: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
     monkeypatch.setattr(nvrtc, "launch", launch)
     monkeypatch.setattr(warp_scan, "combine_segments", lambda *args, **_: args[1])
     monkeypatch.setattr(warp_scan, "sum_partials", lambda x, axis, dtype: x.sum(axis).to(dtype))
-    monkeypatch.setattr(warp_scan, "WAVE", 100 if row["few long sequences"] else 0)
+    monkeypatch.setattr(scan_sums, "sum_partials", lambda x, axis, dtype: x.sum(axis).to(dtype))
+    monkeypatch.setattr(warp_scan, "sum_blocks", lambda x, out: None)
     order, *padded = row["inputs"].split(", ")
     directions = ("w7", "v_flip") if padded else ("h", "v_flip")
     options = tuple(name for name in ("D", "dt_bias", "softplus") if row[name])
     case = ScanCase("", directions, (9, 11), 32, 16, order, options)
     tensors, rest = scan_arguments(case, row["dtype"])
     tensors.pop("z")
+    programs = tensors["u"].shape[0] * len(directions)
+    monkeypatch.setattr(warp_scan, "WAVE", LANES[row["lanes"]] * programs)
+    monkeypatch.setattr(warp_scan, "_SPLIT_PROGRAMS", 8 * programs)
     if row["way"] == "forward":
         warp_scan.scan_forward(*tensors.values(), *rest, True)
     else:
@@ -104,10 +111,13 @@ def compile_log(defines: tuple, capability: tuple[int, int]) -> str:
 )
 def test_source_compiles_and_keeps_to_its_registers(row, monkeypatch):
     asked = launches(row, monkeypatch)
-    helper = {"forward": "segment_end", "backward": "segment_carry"}[row["way"]]
-    kernels = {f"scan_{row['way']}", *([helper] if row["few long sequences"] else [])}
+    kernels = {f"scan_{row['way']}"}
+    if row["lanes"] == "segments" or (row["way"] == "backward" and row["lanes"] != "one a channel"):
+        kernels |= {{"forward": "segment_end", "backward": "segment_carry"}[row["way"]]}
     assert asked.keys() == kernels
+    split = {"two": 2, "four": 4}.get(row["lanes"], 1) if row["way"] == "forward" else 1
     for defines in set(asked.values()):
+        assert ("SPLIT", split) in defines
         log = compile_log(defines, row["capability"])
         assert kernels <= set(re.findall(r"entry function '(\w+)'", log))
         spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)

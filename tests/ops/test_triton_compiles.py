@@ -34,6 +34,7 @@ from triton.runtime.jit import JITFunction
 
 from localmamba.ops import cuda as kernels
 from localmamba.ops.cuda import triton_scan_backward, triton_scan_forward
+from localmamba.ops.cuda.scan_sums import sum_blocks
 
 SCAN = SimpleNamespace(
     scan_forward=triton_scan_forward.scan_forward, scan_backward=triton_scan_backward.scan_backward
@@ -81,6 +82,14 @@ def test_scan(case):
 def test_convolution(channels, taps):
     arguments = conv_arguments(("h", "w2"), (3, 5), channels, taps, torch.bfloat16)
     run_kernels(kernels, "conv", *arguments)
+
+
+@pytest.mark.parametrize("rank", [1, 6, 48])
+def test_what_goes_with_the_scan_in_branches(rank):
+    x_proj, dt_weight = torch.empty(4, rank + 32, 96), torch.empty(4, 96, rank)
+    kernels.align_weights(x_proj, dt_weight, torch.bfloat16)
+    out = torch.empty(2, 4, 15, rank + 32, dtype=torch.bfloat16)
+    sum_blocks(torch.empty(4, 2, 3, 15, 32), out[..., rank:])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The CPU kernels, in Numba, behind the interface of `ops.backends`: float32 inside."""
 
-from ..backends import attend_in_parts
+from ..backends import attend_in_parts, cast_weights
 from .conv import conv_backward, conv_forward
 from .depthwise_conv import depthwise_backward, depthwise_forward
 from .merge import merge_backward, merge_forward
@@ -9,8 +9,10 @@ from .pool import pool_backward, pool_forward
 from .scan import scan_backward, scan_forward
 
 attend_backward = attend_in_parts(merge_backward, pool_backward)
+align_weights = cast_weights
 
 __all__ = [
+    "align_weights",
     "attend_backward",
     "conv_backward",
     "conv_forward",

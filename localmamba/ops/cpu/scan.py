@@ -2,7 +2,7 @@
 
 import torch
 
-from ..backends import CHUNK
+from ..backends import CHUNK, side_by_side
 from ..registration import in_dtypes
 from .rows import NOTHING, floats, int32_index, rows
 from .scan_backward import Gradients, backward_scratch, scan_backward_kernel
@@ -46,7 +46,7 @@ def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
     return y.to(u.dtype), kept
 
 
-def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states):
+def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states, dBC=None):
     """See `ops.backends`."""
     if states.shape[2] == 0:  # the forward pass was told not to keep any
         _, states = scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, True)
@@ -79,6 +79,7 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, st
     du, ddt, dA, dB, dC, dD, dz, ddt_bias = gradients
     dA = dA.sum(0).transpose(1, 2)
     dB, dC = (x.unflatten(0, (batch, blocks)).sum(1) for x in (dB, dC))
+    dB, dC = side_by_side(dB, dC, dBC)
     dD, ddt_bias = (None if x is None else x.sum(0) for x in (dD, ddt_bias))
     inputs = (u, dt, A, B, C, D, z, dt_bias)
     gradients = (du, ddt, dA, dB, dC, dD, dz, ddt_bias)

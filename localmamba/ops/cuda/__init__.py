@@ -1,5 +1,6 @@
 """Triton and CUDA C++ kernels: the backend for CUDA tensors (see `ops/backends.py`)."""
 
+from .align import align_weights
 from .conv import conv_backward, conv_forward
 from .depthwise_conv import depthwise_backward, depthwise_forward
 from .join_backward import attend_backward, merge_backward, pool_backward
@@ -9,6 +10,7 @@ from .pool import pool_forward
 from .scan import scan_backward, scan_forward
 
 __all__ = [
+    "align_weights",
     "attend_backward",
     "conv_backward",
     "conv_forward",

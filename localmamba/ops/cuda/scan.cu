@@ -1,11 +1,14 @@
 // Selective scan with 16 states for many sequences: forward and backward, one warp a program.
 //
 // Compiled at run time (nvrtc.py) with ELEMENT one of 0 float, 1 bfloat16, 2 float16, and the flags
-// GRID_ORDER, HAS_INDEX, PADDED, HAS_D, HAS_BIAS, SOFTPLUS, SAVE, SEGMENTED. The maths and the letters
+// GRID_ORDER, HAS_INDEX, PADDED, HAS_D, HAS_BIAS, SOFTPLUS, SAVE, SEGMENTED, and SPLIT. The maths and the letters
 // stand in ops/README.md. Where Triton's kernels hold a chunk's states in registers and run short of
 // them, these hold them in shared memory, and load the next steps while they work on the present
 // ones. Channels come in whole blocks of 32, rows aligned to 16 bytes: warp_scan.py sees to it.
 
+#ifndef SPLIT
+#define SPLIT 1  // lanes that share a channel in the forward pass: 1, 2 or 4
+#endif
 #define N 16
 #define WARP 32
 #define CHUNK_STEPS 64  // steps between two kept states
@@ -167,8 +170,8 @@ struct Row {
   int row, token;
 };
 
-__device__ __forceinline__ Row locate_row(const int* index, int first, int end, int lane) {
-  int t = first + (lane >> 2);
+__device__ __forceinline__ Row locate_row(const int* index, int first, int end, int step) {
+  int t = first + step;
   bool inside = t < end;
   int token = t;
 #if HAS_INDEX
@@ -210,18 +213,53 @@ __device__ __forceinline__ void inputs(const Eight& u, int row, float* x) {
 #endif
 }
 
-__device__ __forceinline__ void load_bias(const float* dt_bias, const Sequence& s, int channels,
-                                          float* bias) {
+// Of eight channels, from the first of them on.
+__device__ __forceinline__ void load_bias(const float* dt_bias, int first, float* bias) {
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     bias[i] = 0.f;
 #if HAS_BIAS
-    bias[i] = dt_bias[s.k * channels + s.block * WARP + (s.lane & 3) * 8 + i];
+    bias[i] = dt_bias[first + i];
 #endif
   }
 }
 
-// Forward: a lane holds the 16 states of one channel, so that the sum over states is its own.
+// Of 4 values a lane, summed over the 4 lanes that hold the same channels, every lane gets one.
+__device__ __forceinline__ float sum_states(const float* v, int lane) {
+  float w[2];
+  bool up = lane & 8;
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+    w[i] = (up ? v[i + 2] : v[i]) + __shfl_xor_sync(FULL, up ? v[i] : v[i + 2], 8);
+  up = lane & 16;
+  return (up ? w[1] : w[0]) + __shfl_xor_sync(FULL, up ? w[0] : w[1], 16);
+}
+
+// Forward: SPLIT lanes share a channel, each with some of its states. One lane a channel does the
+// least work; more of them make more warps of few sequences, each through its steps in less time.
+#define CHANNELS (WARP / SPLIT)  // of a warp: lane = part * CHANNELS + channel
+#define PART (N / SPLIT)         // states of a lane
+#define EIGHTS (CHANNELS / 8)    // of a row: a lane loads one, of row lane / EIGHTS
+#define FORWARD_GROUP (GROUP * SPLIT)
+constexpr int UNROLLED = GROUP / SPLIT;  // so that 8 steps are
+
+// Of one value a step from each of SPLIT steps, summed over the lanes of a channel, every lane gets
+// the step `own_step`.
+__device__ __forceinline__ int own_step(int lane) {
+  return SPLIT == 1 ? 0 : SPLIT == 2 ? lane >> 4 : ((lane >> 3) & 1) * 2 + ((lane >> 4) & 1);
+}
+
+__device__ __forceinline__ float sum_parts(const float* v, int lane) {
+#if SPLIT == 1
+  return v[0];
+#elif SPLIT == 2
+  bool up = lane & 16;
+  return (up ? v[1] : v[0]) + __shfl_xor_sync(FULL, up ? v[0] : v[1], 16);
+#else
+  return sum_states(v, lane);
+#endif
+}
+
 // With `ends`, only the state that a segment reaches and the sum of its step sizes are wanted.
 template <bool ENDS>
 __device__ __forceinline__ void forward(
@@ -230,46 +268,61 @@ __device__ __forceinline__ void forward(
     const float* starts, float* ends, float* sums, const Strides& u_s, const Strides& dt_s,
     const Strides& B_s, const Strides& C_s, int K, int blocks, int steps, int length, int channels,
     int chunks, int segment_chunks, int segments) {
-  __shared__ __align__(16) float s_delta[GROUP][WARP], s_u[GROUP][WARP], s_bc[GROUP][2 * N];
+  __shared__ __align__(16) float s_delta[FORWARD_GROUP][CHANNELS], s_u[FORWARD_GROUP][CHANNELS];
+  __shared__ __align__(16) float s_bc[FORWARD_GROUP][2 * N];
   Sequence s = locate(K, blocks);
-  int eight = s.lane & 3, step = s.lane >> 2, channel = s.block * WARP + s.lane;
-  const element* p_u = rows_of(u, u_s, s, s.block * 4 + eight);
-  const element* p_dt = rows_of(dt, dt_s, s, s.block * 4 + eight);
-  const element* p_bc =
-      ENDS || eight < 2 ? rows_of(B, B_s, s, eight & 1) : rows_of(C, C_s, s, eight & 1);
-  int bc_t = ENDS || eight < 2 ? B_s.t : C_s.t;
-  element* p_y = y + s.bk * (i64)length * channels + s.block * WARP + eight * 8;
+  int eight = s.lane % EIGHTS, step = s.lane / EIGHTS;  // what the lane loads of u and dt
+  int bc_eight = s.lane & 3, bc_step = s.lane >> 2;  // and of B and C, in each SPLIT of a group
+  int place = s.lane % CHANNELS, part = s.lane / CHANNELS, base = s.block * CHANNELS;
+  int channel = base + place;
+  const element* p_u = rows_of(u, u_s, s, base / 8 + eight);
+  const element* p_dt = rows_of(dt, dt_s, s, base / 8 + eight);
+  bool loads_B = ENDS || bc_eight < 2;
+  const element* p_bc = loads_B ? rows_of(B, B_s, s, bc_eight & 1) : rows_of(C, C_s, s, bc_eight & 1);
+  int bc_t = loads_B ? B_s.t : C_s.t;
+  element* p_y = y + s.bk * (i64)length * channels + base + eight * 8;
 #if HAS_INDEX
   index += (i64)s.k * steps;
 #endif
-  float a[N], h[N], bias[8], skip = 0.f, sum = 0.f;
-  load_bias(dt_bias, s, channels, bias);
+  float a[PART], h[PART], bias[8], skip = 0.f, sum = 0.f;
+  load_bias(dt_bias, s.k * channels + base + eight * 8, bias);
 #if HAS_D
-  if (!ENDS) skip = D[s.k * channels + channel];
+  if (!ENDS && part == 0) skip = D[s.k * channels + channel];
 #endif
   i64 segment = s.bk * segments + s.segment;
 #pragma unroll
-  for (int n = 0; n < N; n++) {
-    a[n] = A[((i64)s.k * channels + channel) * N + n] * LOG2E;
-    h[n] = 0.f;
+  for (int i = 0; i < PART; i++) {
+    a[i] = A[((i64)s.k * channels + channel) * N + part * PART + i] * LOG2E;
+    h[i] = 0.f;
 #if SEGMENTED
-    if (!ENDS) h[n] = starts[(segment * N + n) * channels + channel];
+    if (!ENDS) h[i] = starts[(segment * N + part * PART + i) * channels + channel];
 #endif
   }
   int first = s.segment * segment_chunks * CHUNK_STEPS;
   int end = min(steps, first + segment_chunks * CHUNK_STEPS);
 
-  Row row = locate_row(index, first, end, s.lane);
-  Row ahead = locate_row(index, first + GROUP, end, s.lane);
-  Eight next_u = load_eight(p_u + (i64)safe(row.row) * u_s.t);
-  Eight next_dt = load_eight(p_dt + (i64)safe(row.row) * dt_s.t);
-  Eight next_bc = load_eight(p_bc + (i64)safe(row.row) * bc_t);
-  for (int t0 = first; t0 < end; t0 += GROUP) {
+  Eight next_u, next_dt, next_bc[SPLIT];
+  auto load = [&](const Row& row) {
+    next_u = load_eight(p_u + (i64)safe(row.row) * u_s.t);
+    next_dt = load_eight(p_dt + (i64)safe(row.row) * dt_s.t);
+#pragma unroll
+    for (int i = 0; i < SPLIT; i++) {
+      int bc_row = row.row;
+#if SPLIT > 1
+      bc_row = __shfl_sync(FULL, row.row, (bc_step + i * GROUP) * EIGHTS);
+#endif
+      next_bc[i] = load_eight(p_bc + (i64)safe(bc_row) * bc_t);
+    }
+  };
+  Row row = locate_row(index, first, end, step);
+  Row ahead = locate_row(index, first + FORWARD_GROUP, end, step);
+  load(row);
+  for (int t0 = first; t0 < end; t0 += FORWARD_GROUP) {
 #if SAVE
     if (!ENDS && t0 % CHUNK_STEPS == 0) {
 #pragma unroll
-      for (int n = 0; n < N; n++)
-        states[((s.bk * chunks + t0 / CHUNK_STEPS) * N + n) * channels + channel] = h[n];
+      for (int i = 0; i < PART; i++)
+        states[((s.bk * chunks + t0 / CHUNK_STEPS) * N + part * PART + i) * channels + channel] = h[i];
     }
 #endif
     float x[8];
@@ -277,34 +330,42 @@ __device__ __forceinline__ void forward(
     put_eight(&s_delta[step][eight * 8], x);
     inputs(next_u, row.row, x);
     put_eight(&s_u[step][eight * 8], x);
-    unpack(next_bc, x);
-    put_eight(&s_bc[step][eight * 8], x);
+#pragma unroll
+    for (int i = 0; i < SPLIT; i++) {
+      unpack(next_bc[i], x);
+      put_eight(&s_bc[bc_step + i * GROUP][bc_eight * 8], x);
+    }
     int token = row.token;
     row = ahead;
-    next_u = load_eight(p_u + (i64)safe(row.row) * u_s.t);
-    next_dt = load_eight(p_dt + (i64)safe(row.row) * dt_s.t);
-    next_bc = load_eight(p_bc + (i64)safe(row.row) * bc_t);
-    ahead = locate_row(index, t0 + 2 * GROUP, end, s.lane);
+    load(row);
+    ahead = locate_row(index, t0 + 2 * FORWARD_GROUP, end, step);
     __syncwarp();
+#pragma unroll UNROLLED
+    for (int j0 = 0; j0 < FORWARD_GROUP; j0 += SPLIT) {
+      float step_sums[SPLIT];
 #pragma unroll
-    for (int j = 0; j < GROUP; j++) {
-      const float4* bc = reinterpret_cast<const float4*>(s_bc[j]);
-      float delta = s_delta[j][s.lane], input = s_u[j][s.lane];
-      float drive = delta * input;
-      float out[4] = {skip * input, 0.f, 0.f, 0.f};
-      sum += delta;
+      for (int i_s = 0; i_s < SPLIT; i_s++) {
+        int j = j0 + i_s;
+        const float4* b_of = reinterpret_cast<const float4*>(s_bc[j]) + part * (PART / 4);
+        const float4* c_of = b_of + N / 4;
+        float delta = s_delta[j][place], input = s_u[j][place];
+        float drive = delta * input;
+        float out[4] = {skip * input, 0.f, 0.f, 0.f};
+        sum += delta;
 #pragma unroll
-      for (int q = 0; q < N / 4; q++) {
-        float4 b = bc[q], c = bc[N / 4 + q];
-        float bs[4] = {b.x, b.y, b.z, b.w}, cs[4] = {c.x, c.y, c.z, c.w};
+        for (int q = 0; q < PART / 4; q++) {
+          float4 b = b_of[q], c = c_of[q];
+          float bs[4] = {b.x, b.y, b.z, b.w}, cs[4] = {c.x, c.y, c.z, c.w};
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          int n = q * 4 + i;
-          h[n] = fmaf(exp2_fast(delta * a[n]), h[n], drive * bs[i]);
-          if (!ENDS) out[i] = fmaf(h[n], cs[i], out[i]);
+          for (int i = 0; i < 4; i++) {
+            int n = q * 4 + i;
+            h[n] = fmaf(exp2_fast(delta * a[n]), h[n], drive * bs[i]);
+            if (!ENDS) out[i] = fmaf(h[n], cs[i], out[i]);
+          }
         }
+        step_sums[i_s] = (out[0] + out[1]) + (out[2] + out[3]);
       }
-      if (!ENDS) s_u[j][s.lane] = (out[0] + out[1]) + (out[2] + out[3]);
+      if (!ENDS) s_u[j0 + own_step(s.lane)][place] = sum_parts(step_sums, s.lane);
     }
     __syncwarp();
     if (!ENDS) {
@@ -315,8 +376,9 @@ __device__ __forceinline__ void forward(
   }
   if (ENDS) {
 #pragma unroll
-    for (int n = 0; n < N; n++) ends[(segment * N + n) * channels + channel] = h[n];
-    sums[segment * channels + channel] = sum;
+    for (int i = 0; i < PART; i++)
+      ends[(segment * N + part * PART + i) * channels + channel] = h[i];
+    if (part == 0) sums[segment * channels + channel] = sum;
   }
 }
 
@@ -355,7 +417,7 @@ extern "C" __global__ void __launch_bounds__(WARP) segment_carry(
   index += (i64)s.k * steps;
 #endif
   float a[N], carry[N], bias[8], sum = 0.f;
-  load_bias(dt_bias, s, channels, bias);
+  load_bias(dt_bias, s.k * channels + s.block * WARP + eight * 8, bias);
 #pragma unroll
   for (int n = 0; n < N; n++) {
     a[n] = A[((i64)s.k * channels + channel) * N + n] * LOG2E;
@@ -364,7 +426,7 @@ extern "C" __global__ void __launch_bounds__(WARP) segment_carry(
   int first = s.segment * segment_chunks * CHUNK_STEPS;
   int end = min(steps, first + segment_chunks * CHUNK_STEPS);
   int t0 = first + (end - first - 1) / GROUP * GROUP;
-  Row row = locate_row(index, t0, end, s.lane);
+  Row row = locate_row(index, t0, end, step);
   Eight next_dy = load_eight(p_dy + (i64)safe(row.token) * dy_t);
   Eight next_dt = load_eight(p_dt + (i64)safe(row.row) * dt_t);
   Eight next_c = load_eight(p_c + (i64)safe(row.row) * C_t);
@@ -378,7 +440,7 @@ extern "C" __global__ void __launch_bounds__(WARP) segment_carry(
     put_eight(&s_dy[step][eight * 8], x);
     unpack(next_c, x);
     if (eight < 2) put_eight(&s_c[step][eight * 8], x);
-    row = locate_row(index, max(t0 - GROUP, first), end, s.lane);
+    row = locate_row(index, max(t0 - GROUP, first), end, step);
     next_dy = load_eight(p_dy + (i64)safe(row.token) * dy_t);
     next_dt = load_eight(p_dt + (i64)safe(row.row) * dt_t);
     next_c = load_eight(p_c + (i64)safe(row.row) * C_t);
@@ -455,17 +517,6 @@ __device__ __forceinline__ float sum_channels(const float* v, int lane) {
   return x + __shfl_xor_sync(FULL, x, 4);
 }
 
-// Of 4 values a lane, summed over the 4 lanes that hold the same channels, every lane gets one.
-__device__ __forceinline__ float sum_states(const float* v, int lane) {
-  float w[2];
-  bool up = lane & 8;
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-    w[i] = (up ? v[i + 2] : v[i]) + __shfl_xor_sync(FULL, up ? v[i] : v[i + 2], 8);
-  up = lane & 16;
-  return (up ? w[1] : w[0]) + __shfl_xor_sync(FULL, up ? w[0] : w[1], 16);
-}
-
 // Copies to shared memory without a register between; a lane reads what it copied itself.
 __device__ __forceinline__ void copy_eight(Eight* to, const element* from) {
   u32 address = (u32)__cvta_generic_to_shared(to);
@@ -484,7 +535,7 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
     const float* carries, float* scratch, element* du, element* ddt, float* dA, float* dBC,
     float* dD, float* dbias, i64 dy_b, i64 dy_k, int dy_t, i64 u_b, i64 u_k, int u_t, i64 dt_b,
     i64 dt_k, int dt_t, i64 B_b, i64 B_k, int B_t, i64 C_b, i64 C_k, int C_t, int K, int blocks,
-    int steps, int rows, int channels, int chunks, int segment_chunks, int segments) {
+    int steps, int rows, int channels, int chunks, int segment_chunks, int segments, i64 sums_row) {
   // The gradients of a step take the place of its inputs once it is done: du that of u, ddt that of
   // delta, dB and dC those of B and C.
   __shared__ __align__(16) float s_delta[GROUP][WARP], s_u[GROUP][WARP], s_dy[GROUP][WARP];
@@ -526,7 +577,9 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
 #if HAS_D
   skip = D[s.k * channels + base + own];
 #endif
+#if SEGMENTED
   i64 segment = s.bk * segments + s.segment;
+#endif
   Tile a, carry, dA_sum;
 #pragma unroll
   for (int i = 0; i < TILE; i++) {
@@ -632,12 +685,12 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
       get_four(states + ((s.bk * chunks + i_c) * N + n) * channels + d, h.v[i]);
     }
     // The states at the start of each group, from the kept state.
-    Row row = locate_row(index, first, end, s.lane);
+    Row row = locate_row(index, first, end, step);
     load(row, false);
     for (int i_g = 0; i_g < groups - 1; i_g++) {
       keep(p_scratch + i_g * (N * WARP), h, s.lane);
       stage(row, true, false);
-      row = locate_row(index, first + (i_g + 1) * GROUP, end, s.lane);
+      row = locate_row(index, first + (i_g + 1) * GROUP, end, step);
       load(row, false);
 #pragma unroll 4
       for (int j = 0; j < GROUP; j++) advance(h, a, s_delta[j], s_drive[j], s_bc[j], state, block);
@@ -650,7 +703,7 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
       stage(row, t0 + step < end, true);
       Row written = row;
       steps_left = end - t0;
-      row = locate_row(index, max(t0 - GROUP, first), end, s.lane);
+      row = locate_row(index, max(t0 - GROUP, first), end, step);
       if (i_g > 0) load(row, true);
 #pragma unroll 4
       for (int j = 0; j < GROUP; j++) {
@@ -696,15 +749,17 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
       __syncwarp();
     }
   }
+  // A row of partial sums an image and segment.
+  i64 sums = (s.b * segments + s.segment) * sums_row;
+  i64 first_channel = (i64)s.k * channels + base;
 #pragma unroll
   for (int c = 0; c < TILE; c++)
-    *reinterpret_cast<float4*>(dA + (segment * channels + base + block * TILE + c) * N +
-                               state * TILE) =
+    *reinterpret_cast<float4*>(dA + sums + (first_channel + block * TILE + c) * N + state * TILE) =
         make_float4(dA_sum.v[0][c], dA_sum.v[1][c], dA_sum.v[2][c], dA_sum.v[3][c]);
 #if HAS_D
-  dD[segment * channels + base + own] = dD_sum;
+  dD[sums + first_channel + own] = dD_sum;
 #endif
 #if HAS_BIAS
-  dbias[segment * channels + base + own] = dbias_sum;
+  dbias[sums + first_channel + own] = dbias_sum;
 #endif
 }

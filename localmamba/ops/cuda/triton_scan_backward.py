@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..backends import CHUNK
+from ..backends import CHUNK, side_by_side
 from ..registration import in_dtypes
 from .common import (
     LOG2E,
@@ -227,7 +227,7 @@ def scan_backward_kernel(
         tl.store(dbias + i_out * channels + o_d, b_dbias, mask=m_d)
 
 
-def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states):
+def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, states, dBC=None):
     inputs = (u, dt, A, B, C, D, z, dt_bias)
     dy, u, dt, B, C = (unit_stride(x) for x in (dy, u, dt, B, C))
     z = z if z is None else unit_stride(z)
@@ -278,8 +278,7 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, st
         du.sum(1) if u.dim() == 3 else du,
         ddt,
         dA.sum((0, 2)).transpose(1, 2),
-        dB.sum(2),
-        dC.sum(2),
+        *side_by_side(dB.sum(2), dC.sum(2), dBC),
         None if dD is None else dD.sum((0, 2)),
         None if dz is None else dz.sum(1),
         None if dbias is None else dbias.sum((0, 2)),

@@ -4,6 +4,7 @@ The Triton kernels serve everything else. docs/performance.md holds what either 
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,12 +16,16 @@ from ..registration import in_dtypes
 from . import nvrtc
 from .common import WAVE, Launch, device_of, sequence_strides
 from .partials import sum_partials
+from .scan_sums import ParameterSums, sum_blocks
 from .triton_segments import combine_segments
 
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _STATES = 16
 _GROUP = 8
 _WARP = 32
+
+_SPLIT_PROGRAMS = 384
+"""From so many programs on, sequences are walked by four lanes a channel, not in segments."""
 
 
 def serves(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | None) -> bool:
@@ -37,16 +42,33 @@ def _aligned(x: Tensor) -> Tensor:
     return x if starts and x.stride(-1) == 1 else x.contiguous()
 
 
-def _launch_shape(batch: int, directions: int, channels: int, chunks: int) -> Launch:
-    """As `scan_launch`: few long sequences are cut into segments of time."""
-    programs = batch * directions * triton.cdiv(channels, _WARP)
+class _Cut(NamedTuple):
+    """How sequences are cut into programs of a warp, from their shape alone."""
+
+    split: int
+    """Lanes that share a channel."""
+    segments: int
+    """Parts of a sequence that run side by side."""
+    segment_chunks: int
+    """Kept-state chunks of a segment."""
+
+
+def _segments(programs: int, chunks: int) -> _Cut:
+    """A warp for 32 channels of a sequence, or, of few long sequences, of a segment of it."""
     segments = 1
     # Other thresholds (1 and 2, 1 and 3, 1 and 4 waves) were within 5 % from 512 to 1024 pixels.
     if 0 < programs < 2 * WAVE and chunks > 1:
         segments = min(chunks, triton.cdiv(4 * WAVE, programs))
     segment_chunks = max(triton.cdiv(chunks, segments), 1)
-    segments = triton.cdiv(chunks, segment_chunks)
-    return Launch(_WARP, _STATES, 1, segments, segment_chunks)
+    return _Cut(1, triton.cdiv(chunks, segment_chunks), segment_chunks)
+
+
+def _forward_cut(programs: int, chunks: int) -> _Cut:
+    """More lanes a channel where they keep a GPU busy: segments need a second pass."""
+    for split in (1, 2, 4):
+        if programs * split >= 2 * WAVE or (split == 4 and programs * split >= _SPLIT_PROGRAMS):
+            return _Cut(split, 1, max(chunks, 1))
+    return _segments(programs, chunks)
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -56,7 +78,7 @@ def _strides(*tensors: Tensor) -> list[int]:
 
 _FLAGS = (
     "ELEMENT", "GRID_ORDER", "HAS_INDEX", "PADDED", "HAS_D", "HAS_BIAS", "SOFTPLUS", "SEGMENTED",
-    "SAVE",
+    "SAVE", "SPLIT",
 )  # fmt: skip
 
 
@@ -65,12 +87,12 @@ def _named(*values: int) -> tuple[tuple[str, int], ...]:
     return tuple(zip(_FLAGS, map(int, values), strict=True))
 
 
-def _defines(u, D, dt_bias, index, padded, softplus, segmented, save=False):
+def _defines(u, D, dt_bias, index, padded, softplus, cut, save=False):
     """The macros that the kernels are compiled with for these inputs."""
     optional = (D is not None, dt_bias is not None)
-    grid_order, has_index = u.dim() == 3, index is not None
-    element = _ELEMENTS[u.dtype]
-    return _named(element, grid_order, has_index, padded, *optional, softplus, segmented, save)
+    order = (u.dim() == 3, index is not None, padded)
+    segmented = cut.segments > 1
+    return _named(_ELEMENTS[u.dtype], *order, *optional, softplus, segmented, save, cut.split)
 
 
 def _parameters(A: Tensor, *others: Tensor | None) -> list[Tensor | None]:
@@ -82,9 +104,10 @@ def _float32(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
-def _combine(A, ends, sums, shape, reverse):
+def _combine(A, ends, sums, reverse):
     """What enters each segment; A is [K, D, N]."""
-    return combine_segments(A.transpose(1, 2).contiguous(), ends, sums, shape, reverse)
+    launch = Launch(_WARP, _STATES, 1, ends.shape[2], 0)
+    return combine_segments(A.transpose(1, 2).contiguous(), ends, sums, launch, reverse)
 
 
 def scan_forward(u, dt, A, B, C, D, dt_bias, index, length, softplus, save):
@@ -98,32 +121,45 @@ def scan_forward(u, dt, A, B, C, D, dt_bias, index, length, softplus, save):
     kept = _float32(u, batch, directions, chunks if save else 0, states, channels)
     if y.numel() == 0:
         return y, kept
-    shape = _launch_shape(batch, directions, channels, chunks)
-    blocks = channels // _WARP
-    grid = (blocks * batch * directions, shape.segments)
-    segmented = shape.segments > 1
-    defines = _defines(u, D, dt_bias, index, steps != length, softplus, segmented, save)
+    cut = _forward_cut(batch * directions * (channels // _WARP), chunks)
+    blocks = channels // _WARP * cut.split
+    grid = (blocks * batch * directions, cut.segments)
+    defines = _defines(u, D, dt_bias, index, steps != length, softplus, cut, save)
     with device_of(u):
         starts = None
-        if segmented:
-            ends = _float32(u, batch, directions, shape.segments, states, channels)
-            sums = _float32(u, batch, directions, shape.segments, channels)
+        if cut.segments > 1:
+            ends = _float32(u, batch, directions, cut.segments, states, channels)
+            sums = _float32(u, batch, directions, cut.segments, channels)
             nvrtc.launch(
                 "segment_end", defines, grid, _WARP, "8P" + 3 * "qqi" + "6i",
                 u, dt, A, B, dt_bias, index, ends, sums, *_strides(u, dt, B),
-                directions, blocks, steps, channels, shape.segment_chunks, shape.segments,
+                directions, blocks, steps, channels, cut.segment_chunks, cut.segments,
             )  # fmt: skip
-            starts = _combine(A, ends, sums, shape, reverse=False)
+            starts = _combine(A, ends, sums, reverse=False)
         nvrtc.launch(
             "scan_forward", defines, grid, _WARP, "11P" + 4 * "qqi" + "8i",
             u, dt, A, B, C, D, dt_bias, index, y, kept, starts, *_strides(u, dt, B, C),
-            directions, blocks, steps, length, channels, chunks, shape.segment_chunks,
-            shape.segments,
+            directions, blocks, steps, length, channels, chunks, cut.segment_chunks, cut.segments,
         )  # fmt: skip
     return y, kept
 
 
-def scan_backward(dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, states):
+def _carries(dy, dt, A, C, dt_bias, index, steps, defines, grid, cut):
+    """What enters each segment from the one behind it; None for whole sequences."""
+    if cut.segments == 1:
+        return None
+    batch, (directions, channels, states) = dy.shape[0], A.shape
+    ends = _float32(dy, batch, directions, cut.segments, states, channels)
+    decays = _float32(dy, batch, directions, cut.segments, channels)
+    nvrtc.launch(
+        "segment_carry", defines, grid, _WARP, "8P" + 3 * "qqi" + "6i",
+        dy, dt, A, C, dt_bias, index, ends, decays, *_strides(dy, dt, C),
+        directions, channels // _WARP, steps, channels, cut.segment_chunks, cut.segments,
+    )  # fmt: skip
+    return _combine(A, ends, decays, reverse=True)
+
+
+def scan_backward(dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, states, dBC=None):
     inputs = (u, dt, A, B, C, D, dt_bias)
     dy, u, dt, B, C = (_aligned(x) for x in (dy.to(u.dtype), u, dt, B, C))
     A, D, dt_bias = _parameters(A, D, dt_bias)
@@ -131,45 +167,30 @@ def scan_backward(dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, state
     directions, _, n_states = A.shape
     steps = rows if index is None else index.shape[1]
     chunks = triton.cdiv(steps, CHUNK)
-    shape = _launch_shape(batch, directions, channels, chunks)
     blocks = channels // _WARP
-    sums = (batch, directions, shape.segments)
+    cut = _segments(batch * directions * blocks, chunks)
     du, ddt = (scan_major(batch, directions, rows, channels, like=u) for _ in range(2))
-    dBC = _float32(u, directions, batch, blocks, rows, 2 * n_states)
-    dA = _float32(u, *sums, channels, n_states)
-    dD = None if D is None else _float32(u, *sums, channels)
-    dbias = None if dt_bias is None else _float32(u, *sums, channels)
-    segmented = shape.segments > 1
-    defines = _defines(u, D, dt_bias, index, steps != length, softplus, segmented)
-    grid = (blocks * batch * directions, shape.segments)
+    partial_dBC = _float32(u, directions, batch, blocks, rows, 2 * n_states)
+    sums = ParameterSums(batch * cut.segments, [A, D, dt_bias], u.device)
+    defines = _defines(u, D, dt_bias, index, steps != length, softplus, cut)
+    grid = (blocks * batch * directions, cut.segments)
     if u.numel() > 0:
         scratch = _float32(u, grid[0] * grid[1], CHUNK // _GROUP, n_states * _WARP)
         with device_of(u):
-            carries = None
-            if segmented:
-                ends, decays = _float32(u, *sums, n_states, channels), _float32(u, *sums, channels)
-                nvrtc.launch(
-                    "segment_carry", defines, grid, _WARP, "8P" + 3 * "qqi" + "6i",
-                    dy, dt, A, C, dt_bias, index, ends, decays, *_strides(dy, dt, C),
-                    directions, blocks, steps, channels, shape.segment_chunks,
-                    shape.segments,
-                )  # fmt: skip
-                carries = _combine(A, ends, decays, shape, reverse=True)
+            carries = _carries(dy, dt, A, C, dt_bias, index, steps, defines, grid, cut)
+            dA, dD, dbias = sums.partial()
             nvrtc.launch(
-                "scan_backward", defines, grid, _WARP, "18P" + 5 * "qqi" + "8i",
+                "scan_backward", defines, grid, _WARP, "18P" + 5 * "qqi" + "8iq",
                 dy, u, dt, A, B, C, D, dt_bias, index, states, carries, scratch,
-                du, ddt, dA, dBC, dD, dbias, *_strides(dy, u, dt, B, C),
-                directions, blocks, steps, rows, channels, chunks,
-                shape.segment_chunks, shape.segments,
+                du, ddt, dA, partial_dBC, dD, dbias, *_strides(dy, u, dt, B, C),
+                directions, blocks, steps, rows, channels, chunks, cut.segment_chunks,
+                cut.segments, sums.rows.shape[1],
             )  # fmt: skip
-    dBC = sum_partials(dBC, 2, u.dtype).transpose(0, 1)
-    gradients = (
-        sum_partials(du.transpose(0, 1), 0, u.dtype) if u.dim() == 3 else du,
-        ddt,
-        dA.sum((0, 2)),
-        dBC[..., :n_states],
-        dBC[..., n_states:],
-        None if dD is None else dD.sum((0, 2)),
-        None if dbias is None else dbias.sum((0, 2)),
-    )
+    if dBC is None:
+        dBC = torch.empty((batch, directions, rows, 2 * n_states), dtype=u.dtype, device=u.device)
+    sum_blocks(partial_dBC, dBC)
+    dA, dD, dbias = sums.total()
+    if u.dim() == 3:
+        du = sum_partials(du.transpose(0, 1), 0, u.dtype)
+    gradients = (du, ddt, dA, dBC[..., :n_states], dBC[..., n_states:], dD, dbias)
     return in_dtypes(gradients, inputs)
