@@ -44,4 +44,5 @@ def test_sums_of_parameters():
     assert none is None
     assert torch.allclose(total_A, dA.sum(0).view_as(A), atol=1e-6)
     assert torch.allclose(total_bias, dbias.sum(0).view_as(bias), atol=1e-6)
-    assert total_A.is_contiguous() and total_bias.is_contiguous()
+    assert total_A.is_contiguous()
+    assert total_bias.is_contiguous()
