@@ -13,6 +13,7 @@ import triton.language as tl
 from ..registration import in_dtypes
 from .common import device_of, program_of_three, program_of_two, sigmoid, silu_slope, unit_stride
 from .merge import optional_contiguous, weighed, weighed_sum
+from .partials import sum_partials
 from .tiles import (
     WIDTH,
     channel_offsets,
@@ -199,7 +200,7 @@ def _sum_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_
         HAS_Z=z is not None, HAS_NORM=norm_weight is not None,
         TOKENS=tokens, **tile.arguments(),
     )  # fmt: skip
-    return dsum, dz, *((None, None) if dnorm is None else dnorm.sum(1))
+    return dsum, dz, *((None, None) if dnorm is None else sum_partials(dnorm, 1, torch.float32))
 
 
 def _channel_weights_backward(dsum, y, channel_weights, token_weights):
@@ -215,7 +216,7 @@ def _channel_weights_backward(dsum, y, channel_weights, token_weights):
         HAS_TOKEN=token_weights is not None, TOKENS=_WEIGHT_TOKENS, BT=16, BD=_WEIGHT_CHANNELS,
         num_warps=1,
     )  # fmt: skip
-    return dchannel.sum(2)
+    return sum_partials(dchannel, 2, torch.float32)
 
 
 def _branch_backward(y, dsum, channel_weights, token_weights, dmeans, z, dz, eps):

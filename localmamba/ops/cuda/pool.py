@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .common import device_of, program_of_two, sigmoid, unit_stride
+from .partials import sum_partials
 from .tiles import (
     WIDTH,
     channel_offsets,
@@ -63,4 +64,4 @@ def pool_forward(y, z, eps):
                 directions, length, channels, blocks, eps,
                 HAS_Z=z is not None, TOKENS=_TOKENS, **tile.arguments(),
             )  # fmt: skip
-    return sums.sum(2).div_(length)
+    return sum_partials(sums, 2, torch.float32).div_(length)

@@ -26,7 +26,8 @@ from ops.helpers import FORWARD_TOLERANCE, LAYOUTS, random, relative_error
 
 from localmamba.ops import cuda as kernels
 from localmamba.ops import reference_backend
-from localmamba.ops.cuda import depthwise_conv
+from localmamba.ops.cuda import conv, depthwise_conv
+from localmamba.ops.cuda.partials import sum_partials
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -57,11 +58,43 @@ def test_convolution_along_an_index_of_another_integer_type_and_layout():
     check_kernels(kernels, "conv", *arguments, (other,), torch.float32)
 
 
+def test_convolution_of_few_programs(monkeypatch):
+    """As with large batches: a program has many tiles, the last one fewer."""
+    monkeypatch.setattr(conv, "_PROGRAMS", 8)
+    arguments = conv_arguments(("h", "w2_flip"), (9, 7), 6, 4, torch.float32)
+    check_kernels(kernels, "conv", *arguments, torch.float32)
+
+
 @each_dtype
 @each_layout
 def test_convolution_of_hostile_memory(layout, dtype):
     arguments = conv_arguments(("v_flip", "w2"), (3, 3), 5, 4, dtype, layout=layout)
     check_kernels(kernels, "conv", *arguments, dtype)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((5, 3), 0),
+        ((3, 600, 7), 1),
+        ((2, 3, 5, 4), 2),
+        ((4, 2, 1500), 0),
+        ((300, 33), (0,)),
+        ((9, 3, 5, 40), (0, 2)),
+        ((2, 3, 4, 3, 5, 6), (1, 4)),
+        ((2, 3, 4), (1, 2)),
+        ((0, 3), 0),
+        ((3, 0), 0),
+    ],
+    ids=str,
+)
+@each_dtype
+def test_sums_of_partials(shape, axes, dtype):
+    x = random(*shape, dtype=dtype)
+    found = sum_partials(x, axes, torch.float32)
+    assert found.shape == x.sum(axes).shape
+    torch.testing.assert_close(found, x.double().sum(axes).float())
+    assert sum_partials(x, axes, dtype).dtype == dtype
 
 
 @pytest.fixture
