@@ -27,27 +27,36 @@ def copy_rate() -> float:
 
 
 def join_inputs(name: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """y, the channel weights, z, the norm's weight and bias, and a gradient."""
+    """y, z, the norm's weight and bias, and a gradient."""
     batch, channels, height, width, _ = SHAPES[name]
     length = height * width
     y = torch.randn(batch, DIRECTIONS, length, channels, device="cuda", dtype=dtype)
-    weights = torch.rand(batch, DIRECTIONS, channels, device="cuda")
     z = torch.randn(batch, length, 2 * channels, device="cuda", dtype=dtype)[..., channels:]
     norm = torch.rand(2, channels, device="cuda")
-    return y, weights, z, *norm, torch.randn(batch, length, channels, device="cuda", dtype=dtype)
+    return y, z, *norm, torch.randn(batch, length, channels, device="cuda", dtype=dtype)
+
+
+def linear_layers(channels: int) -> list[Tensor]:
+    """SCAttn's parameters."""
+    width = channels // 8
+    shapes = [(channels,), (channels,), (width, channels), (width,), (channels, width), (channels,)]
+    return [torch.rand(shape, device="cuda") - 0.5 for shape in shapes]
 
 
 def measure(name: str, dtype: torch.dtype, rate: float) -> dict[str, tuple[float, float]]:
     """Time and floor in ms of each pass: LocalVim's gate before SCAttn, LocalVMamba's norm."""
-    y, weights, z, weight, bias, dout = join_inputs(name, dtype)
+    y, z, weight, bias, dout = join_inputs(name, dtype)
     kernels = backend(y)
     outputs, tokens = (x.numel() * x.element_size() / rate for x in (y, dout))
     gate_first = not SHAPES[name][4]
     gate, norm = (z, (None, None)) if gate_first else (None, (weight, bias))
 
+    means, parameters = kernels.pool_forward(y, gate, EPS), linear_layers(y.shape[-1])
+    weights, reduced = kernels.select_forward(means, *parameters)
+
     def backward():
         kernels.attend_backward(
-            dout, y, weights, z, *norm, gate_first, EPS, EPS, lambda dweights: (dweights, None)
+            dout, y, means, weights, reduced, parameters, z, *norm, gate_first, EPS, EPS
         )
 
     return {
@@ -55,6 +64,7 @@ def measure(name: str, dtype: torch.dtype, rate: float) -> dict[str, tuple[float
             median_ms(lambda: kernels.pool_forward(y, gate, EPS)),
             outputs + tokens * gate_first,
         ),
+        "select": (median_ms(lambda: kernels.select_forward(means, *parameters)), 0.0),
         "merge": (
             median_ms(lambda: kernels.merge_forward(y, weights, None, z, *norm, EPS)),
             outputs + 2 * tokens,

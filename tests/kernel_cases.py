@@ -311,6 +311,44 @@ def check_kernels(
     assert_close(results, truths, dtype)
 
 
+SCATTN = (
+    "pool_weight", "pool_bias", "reduce_weight", "reduce_bias", "select_weight", "select_bias"
+)  # fmt: skip
+
+
+def select_arguments(
+    rows: tuple[int, ...],
+    channels: int,
+    width: int,
+    device: str = "cpu",
+    layout: Layout = torch.clone,
+) -> tuple[Tensor, Inputs]:
+    """A gradient, and the tensors by name, of SCAttn's linear layers; `rows` is (B, K)."""
+    shapes = [(channels,), (channels,), (width, channels), (width,), (channels, width), (channels,)]
+    scales = (1.0, 1.0, channels**-0.5, 1.0, width**-0.5, 1.0)
+    parameters = zip(SCATTN, shapes, scales, strict=True)
+    tensors = {"means": random(*rows, channels, seed=1)}
+    for seed, (name, shape, scale) in enumerate(parameters, 2):
+        tensors[name] = random(*shape, seed=seed) * scale
+    laid_out = {name: layout(x.to(device)) for name, x in tensors.items()}
+    return layout(random(*rows, channels, seed=9).to(device)), laid_out
+
+
+def run_select(kernels: Any, gradient: Tensor, tensors: Inputs) -> Named:
+    """What SCAttn's linear layers answer, and their gradients, by name."""
+    means, *parameters = tensors.values()
+    weights, reduced = kernels.select_forward(means, *parameters)
+    dmeans, gradients = kernels.select_backward(gradient, means, weights, reduced, *parameters)
+    found = zip(tensors, (dmeans, *gradients), strict=True)
+    return {"weights": weights, "reduced": reduced, **{f"d{name}": x for name, x in found}}
+
+
+def check_select(kernels: Any, gradient: Tensor, tensors: Inputs) -> None:
+    """Holds them, by name, against the float64 reference."""
+    truths = run_select(reference_backend, gradient.double(), in_float64(tensors))
+    assert_close(run_select(kernels, gradient, tensors), truths, torch.float32)
+
+
 def run_attend_backward(
     kernels: Any,
     tokens: int,
@@ -321,19 +359,23 @@ def run_attend_backward(
     device: str = "cpu",
     exact: bool = False,
 ) -> Named:
-    """The gradients of SCAttn and the sum over directions, its linear layers a plain product."""
+    """The gradients of SCAttn and the sum over directions."""
     options = ("channel", "z", "norm") if norm else ("channel", "z")
     gradient, tensors, (eps,) = merge_arguments(tokens, channels, options, dtype, device)
+    width = max(channels // 8, 1)
+    _, linear = select_arguments((2, 3), channels, width, device)
+    linear["reduced"] = random(2, 3, width, seed=10).to(device)
     if exact:
-        gradient, tensors = gradient.double(), in_float64(tensors)
+        gradient, tensors, linear = gradient.double(), in_float64(tensors), in_float64(linear)
     y, weights, _, z, norm_weight, norm_bias = tensors.values()
-    *found, dweights = kernels.attend_backward(
-        gradient, y, weights, z, norm_weight, norm_bias, gate_first, eps, eps,
-        lambda dweights: (dweights * weights, dweights),
+    means, *parameters, reduced = linear.values()
+    *found, dparameters = kernels.attend_backward(
+        gradient, y, means, weights, reduced, parameters, z, norm_weight, norm_bias,
+        gate_first, eps, eps,
     )  # fmt: skip
-    names = ("dy", "dz", "dnorm_weight", "dnorm_bias")
-    found = {n: g for n, g in zip(names, found, strict=True) if g is not None}
-    return found | {"dweights": dweights}
+    names = ("dy", "dz", "dnorm_weight", "dnorm_bias", *(f"d{name}" for name in SCATTN))
+    found = zip(names, (*found, *dparameters), strict=True)
+    return {name: g for name, g in found if g is not None}
 
 
 def check_attend(kernels: Any, *arguments) -> None:

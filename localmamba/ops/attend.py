@@ -8,7 +8,6 @@ they are made. The linear layers run in float32 whatever the dtype of the output
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .backends import backend
@@ -23,15 +22,9 @@ _TENSORS = (
 )
 
 
-def _reduce(means, pool_weight, pool_bias, reduce_weight, reduce_bias):
-    """The affine part of the pooling's norm and the first linear layer, on [B * K, *]."""
-    pooled = torch.addcmul(pool_bias, means, pool_weight).flatten(0, 1)
-    return pooled, torch.addmm(reduce_bias, pooled, reduce_weight.t())
-
-
 @define_op(
     f"attend_branches({_TENSORS}, bool gate_first, float pool_eps, float norm_eps) "
-    "-> (Tensor, Tensor, Tensor)"
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 def _attend(
     y, z, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias,
@@ -40,58 +33,39 @@ def _attend(
     kernels = backend(y)
     means = kernels.pool_forward(y, z if gate_first else None, pool_eps)
     parameters = (pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias)
-    *first, select_weight, select_bias = (x.to(means.dtype) for x in parameters)
-    _, reduced = _reduce(means, *first)
-    logits = torch.addmm(select_bias, F.gelu(reduced), select_weight.t())
-    weights = torch.sigmoid_(logits).view_as(means)
+    weights, reduced = kernels.select_forward(means, *(x.to(means.dtype) for x in parameters))
     out = kernels.merge_forward(y, weights, None, z, norm_weight, norm_bias, norm_eps)
-    return out, means, weights
+    return out, means, weights, reduced
 
 
 @_attend.register_fake
-def _(y, z, *rest):
-    small = y.new_empty((y.shape[0], y.shape[1], y.shape[3]), dtype=accumulation_dtype(y.dtype))
-    return y.new_empty((y.shape[0], y.shape[2], y.shape[3])), small, torch.empty_like(small)
+def _(y, z, pool_weight, pool_bias, reduce_weight, *rest):
+    batch, directions, length, channels = y.shape
+    dtype = accumulation_dtype(y.dtype)
+    means = y.new_empty((batch, directions, channels), dtype=dtype)
+    reduced = y.new_empty((batch, directions, reduce_weight.shape[0]), dtype=dtype)
+    return y.new_empty((batch, length, channels)), means, torch.empty_like(means), reduced
 
 
 @define_op(
     f"attend_branches_backward(Tensor dout, {_TENSORS}, Tensor means, Tensor weights, "
-    "bool gate_first, float pool_eps, float norm_eps) -> Tensor[]"
+    "Tensor reduced, bool gate_first, float pool_eps, float norm_eps) -> Tensor[]"
 )
 def _attend_backward(
     dout, y, z, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias,
-    norm_weight, norm_bias, means, weights, gate_first, pool_eps, norm_eps,
+    norm_weight, norm_bias, means, weights, reduced, gate_first, pool_eps, norm_eps,
 ):  # fmt: skip
-    kernels = backend(y)
     inputs = (
         y, z, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias,
         norm_weight, norm_bias,
     )  # fmt: skip
     parameters = [x.to(means.dtype) for x in inputs[2:8]]
-    dy, dz, dnorm_weight, dnorm_bias, dparameters = kernels.attend_backward(
-        dout, y, weights, z, norm_weight, norm_bias, gate_first, pool_eps, norm_eps,
-        lambda dweights: _weights_backward(dweights, means, weights, parameters),
+    dy, dz, dnorm_weight, dnorm_bias, dparameters = backend(y).attend_backward(
+        dout, y, means, weights, reduced, parameters, z, norm_weight, norm_bias,
+        gate_first, pool_eps, norm_eps,
     )  # fmt: skip
     gradients = (dy, dz, *dparameters, dnorm_weight, dnorm_bias)
     return contiguous(in_dtypes(gradients, inputs))
-
-
-def _weights_backward(dweights, means, weights, parameters):
-    """From the gradient of the channel weights to those of the means and of the parameters."""
-    *first, select_weight, _ = parameters
-    pool_weight, _, reduce_weight, _ = first
-    pooled, reduced = _reduce(means, *first)
-    dlogits = (dweights * weights * (1 - weights)).flatten(0, 1)
-    dreduced = torch.ops.aten.gelu_backward(dlogits @ select_weight, reduced)
-    dpooled = (dreduced @ reduce_weight).view_as(means)
-    return dpooled * pool_weight, (
-        (dpooled * means).sum((0, 1)),
-        dpooled.sum((0, 1)),
-        dreduced.t() @ pooled,
-        dreduced.sum(0),
-        dlogits.t() @ F.gelu(reduced),
-        dlogits.sum(0),
-    )
 
 
 @_attend_backward.register_fake
@@ -105,7 +79,7 @@ def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dout, dmeans, dweights):
+def _backward(ctx, dout, dmeans, dweights, dreduced):
     if dout is None:
         return (None,) * 13
     saved = ctx.saved_tensors  # asked for once: checkpointing unpacks them only once

@@ -18,14 +18,17 @@ makes of them what its kernels read.
     merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps) -> out
     merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_bias, eps)
         -> dy, dchannel_weights, dtoken_weights, dz, dnorm_weight, dnorm_bias
-    attend_backward(dout, y, weights, z, norm_weight, norm_bias, gate_first, pool_eps, norm_eps,
-        to_means) -> dy, dz, dnorm_weight, dnorm_bias, rest
+    select_forward(means, *parameters) -> weights, reduced              (of SCAttn's linear layers)
+    select_backward(dweights, means, weights, reduced, *parameters) -> dmeans, dparameters
+    attend_backward(dout, y, means, weights, reduced, parameters, z, norm_weight, norm_bias,
+        gate_first, pool_eps, norm_eps) -> dy, dz, dnorm_weight, dnorm_bias, dparameters
     norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype) -> normed, stream
     norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype)
         -> dhidden, dresidual, dweight, dbias
 
-`attend_backward` is `merge_backward`, then `pool_backward` with their gradients added; `to_means`
-leads from the gradient of the channel weights to that of the means, and to what else it finds.
+SCAttn's parameters are weight and bias of the pooling's norm, of the first linear layer and of the
+second, in the dtype of the means; `reduced` is what the first layer answers. `attend_backward` is
+`merge_backward`, `select_backward`, then `pool_backward`, with both gradients of the outputs added.
 `scan_backward` writes dB and dC into `dBC`, [B, K, T, 2N], if that is there. `align_weights` brings
 the projections of the branches, [K, R + 2N, D] and [K, D, R], to a dtype; with rows and columns of
 zeros for R rounded up to `aligned_rank` where the kernels like that better.
@@ -89,18 +92,21 @@ def cast_weights(x_proj: torch.Tensor, dt_weight: torch.Tensor, dtype: torch.dty
     return x_proj.to(dtype), dt_weight.to(dtype)
 
 
-def attend_in_parts(merge_backward: Callable, pool_backward: Callable) -> Callable:
+def attend_in_parts(
+    merge_backward: Callable, select_backward: Callable, pool_backward: Callable
+) -> Callable:
     """`attend_backward` for a backend whose `pool_backward` adds its gradient `onto` another."""
 
     def attend_backward(
-        dout, y, weights, z, norm_weight, norm_bias, gate_first, pool_eps, norm_eps, to_means
-    ):
+        dout, y, means, weights, reduced, parameters, z, norm_weight, norm_bias,
+        gate_first, pool_eps, norm_eps,
+    ):  # fmt: skip
         dy, dweights, _, dz, dnorm_weight, dnorm_bias = merge_backward(
             dout, y, weights, None, z, norm_weight, norm_bias, norm_eps
         )
-        dmeans, rest = to_means(dweights)
+        dmeans, dparameters = select_backward(dweights, means, weights, reduced, *parameters)
         dy, dgate = pool_backward(dmeans, y, z if gate_first else None, pool_eps, onto=dy)
         dz = dz if dgate is None else dz.add_(dgate)
-        return dy, dz, dnorm_weight, dnorm_bias, rest
+        return dy, dz, dnorm_weight, dnorm_bias, dparameters
 
     return attend_backward

@@ -193,7 +193,39 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
     return in_dtypes([dy, dchannel, dtoken, dz, dnorm_weight, dnorm_bias], inputs)
 
 
-attend_backward = attend_in_parts(merge_backward, pool_backward)
+def _pooled(means, pool_weight, pool_bias):
+    """The affine part of the pooling's norm, [B * K, D]."""
+    return torch.addcmul(pool_bias, means, pool_weight).flatten(0, -2)
+
+
+def select_forward(
+    means, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias
+):
+    pooled = _pooled(means, pool_weight, pool_bias)
+    reduced = torch.addmm(reduce_bias, pooled, reduce_weight.t())
+    logits = torch.addmm(select_bias, F.gelu(reduced), select_weight.t())
+    return torch.sigmoid_(logits).view_as(means), reduced.unflatten(0, means.shape[:-1])
+
+
+def select_backward(
+    dweights, means, weights, reduced,
+    pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias,
+):  # fmt: skip
+    rows = reduced.flatten(0, -2)
+    dlogits = (dweights * weights * (1 - weights)).flatten(0, -2)
+    dreduced = torch.ops.aten.gelu_backward(dlogits @ select_weight, rows)
+    dpooled = (dreduced @ reduce_weight).view_as(means)
+    return dpooled * pool_weight, [
+        (dpooled * means).sum((0, 1)),
+        dpooled.sum((0, 1)),
+        dreduced.t() @ _pooled(means, pool_weight, pool_bias),
+        dreduced.sum(0),
+        dlogits.t() @ F.gelu(rows),
+        dlogits.sum(0),
+    ]
+
+
+attend_backward = attend_in_parts(merge_backward, select_backward, pool_backward)
 align_weights = cast_weights
 
 

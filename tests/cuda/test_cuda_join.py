@@ -9,17 +9,20 @@ from kernel_cases import (
     check_attend,
     check_kernels,
     check_norm,
+    check_select,
     conv_arguments,
     depthwise_arguments,
     merge_arguments,
     norm_arguments,
     pool_arguments,
+    select_arguments,
 )
-from ops.helpers import LAYOUTS
+from ops.helpers import LAYOUTS, random
 
 pytest.importorskip("triton")
 
 from localmamba.ops import cuda as kernels
+from localmamba.ops.cuda.partials import sum_partials
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -101,6 +104,41 @@ def test_pooling_of_hostile_memory(layout):
 @pytest.mark.parametrize("gate_first", [False, True])
 def test_both_gradients_of_scattn(tokens, channels, gate_first, norm, dtype):
     check_attend(kernels, tokens, channels, gate_first, norm, dtype, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("rows", "channels", "width"),
+    [
+        ((1, 3), 1, 1),
+        ((2, 4), 24, 3),
+        ((9, 4), 100, 70),
+        ((128, 4), 384, 48),
+        ((33, 4), 768, 96),
+        ((128, 4), 1536, 192),
+    ],
+    ids=str,
+)
+def test_linear_layers_of_scattn(rows, channels, width):
+    check_select(kernels, *select_arguments(rows, channels, width, "cuda"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((2, 965, 192), 1),
+        ((256, 7680), 0),
+        ((128, 4, 2, 6912), (0, 2)),
+        ((4, 5, 6, 7), (1, 3)),
+        ((4, 300, 1000), 0),
+        ((2, 3, 12, 6304), 2),
+    ],
+    ids=str,
+)
+@each_dtype
+def test_sums_of_partials(shape, axes, dtype):
+    x = random(*shape, dtype=dtype).cuda()
+    found = sum_partials(x, axes, torch.float32)
+    torch.testing.assert_close(found, x.double().sum(axes).float(), rtol=1e-5, atol=1e-4)
 
 
 @each_size

@@ -22,8 +22,10 @@ from kernel_cases import (
     run_attend_backward,
     run_kernels,
     run_norm,
+    run_select,
     scan_arguments,
     scan_gradient,
+    select_arguments,
 )
 
 pytest.importorskip("triton")
@@ -34,6 +36,7 @@ from triton.runtime.jit import JITFunction
 
 from localmamba.ops import cuda as kernels
 from localmamba.ops.cuda import triton_scan_backward, triton_scan_forward
+from localmamba.ops.cuda.partials import sum_partials
 from localmamba.ops.cuda.scan_sums import sum_blocks
 
 SCAN = SimpleNamespace(
@@ -120,6 +123,28 @@ def test_pooling(gated, channels):
 @pytest.mark.parametrize("gate_first", [False, True])
 def test_both_gradients_of_scattn(gate_first, channels):
     run_attend_backward(kernels, 15, channels, gate_first, not gate_first, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("rows", "channels", "width"),
+    [((1, 1), 1, 1), ((16, 4), 96, 12), ((128, 4), 384, 48), ((128, 4), 1536, 192)],
+    ids=str,
+)
+def test_linear_layers_of_scattn(rows, channels, width):
+    run_select(kernels, *select_arguments(rows, channels, width))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "dtype"),
+    [
+        ((1000, 2, 192), 0, torch.float32),
+        ((9, 4, 7, 40), (0, 2), torch.float32),
+        ((4, 16, 5000), 0, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_sums_of_partials(shape, axes, dtype):
+    sum_partials(torch.zeros(shape, dtype=dtype), axes, dtype)
 
 
 @subsets(MERGE_OPTIONS)

@@ -8,6 +8,8 @@ from .merge import merge_forward
 from .norm import norm_backward, norm_forward
 from .pool import pool_forward
 from .scan import scan_backward, scan_forward
+from .select_layers import select_forward
+from .select_layers_backward import select_backward
 
 __all__ = [
     "align_weights",
@@ -24,4 +26,6 @@ __all__ = [
     "pool_forward",
     "scan_backward",
     "scan_forward",
+    "select_backward",
+    "select_forward",
 ]

@@ -9,14 +9,27 @@ import triton.language as tl
 
 from ..causal_conv import scan_major
 from ..registration import in_dtypes
-from .common import as_read, device_of, program_of_three, sigmoid, silu_slope, store, unit_stride
+from .common import (
+    WAVE,
+    as_read,
+    device_of,
+    program_of_three,
+    sigmoid,
+    silu_slope,
+    store,
+    unit_stride,
+)
+from .partials import sum_partials
 
 _STEPS = 16
 """Steps of a program."""
 
 _TILE, _TILES = 2, 16
-"""Steps of a tile of the backward kernel, which one warp holds with all its taps, and tiles of a
-program."""
+"""Steps of a tile of the backward kernel, which one warp holds with all its taps, and the fewest
+tiles of a program."""
+
+_PROGRAMS = 4 * WAVE
+"""Of the backward kernel: more would only leave more partial sums."""
 
 
 @triton.jit
@@ -56,13 +69,15 @@ def conv_forward_kernel(
 
 @triton.jit
 def before_silu_backward_kernel(
-    du, x, weight, bias, index, dpre, dweight, dbias, du_b, du_k, du_t, x_b, x_t,
-    K, steps, channels, blocks,
-    TILES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, W: tl.constexpr, BW: tl.constexpr,
+    du, x, weight, bias, index, dpre, dparameters, du_b, du_k, du_t, x_b, x_t,
+    K, steps, channels, blocks, tiles,
+    BT: tl.constexpr, BD: tl.constexpr, W: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """Back through SiLU: the gradient of the convolution's output, and its sums over steps.
 
-    The taps of a tile of steps are one tile [BW, BT, BD], read once for both.
+    The taps of a tile of steps are one tile [BW, BT, BD], read once for both. The sums of a block
+    of an image's steps are a row of `dparameters`, as the gradients lie: taps [K, D, W], bias
+    [K, D].
     """
     i_t, i_d, i_bk = program_of_three(blocks, tl.cdiv(channels, BD))
     i_b, i_k = i_bk // K, i_bk % K
@@ -75,8 +90,8 @@ def before_silu_backward_kernel(
     b_bias = tl.load(bias + i_k * channels + o_d, mask=m_d, other=0.0).to(tl.float32)
     b_dweight = tl.zeros([BW, BT, BD], tl.float32)
     b_dbias = tl.zeros([BT, BD], tl.float32)
-    for i in range(TILES):
-        o_t = (i_t * TILES + i) * BT + tl.arange(0, BT)
+    for i in range(tiles):
+        o_t = (i_t * tiles + i) * BT + tl.arange(0, BT)
         o_s = o_t[None, :] + o_w[:, None] - (W - 1)
         m_s = (o_s >= 0) & (o_s < steps) & m_w[:, None]
         token = tl.load(index + i_k * steps + o_s, mask=m_s, other=-1)
@@ -92,10 +107,11 @@ def before_silu_backward_kernel(
         tl.store(dpre + (i_bk * steps + o_t[:, None]) * channels + o_d[None, :], b_g, mask=m)
         b_dbias += b_g
         b_dweight += b_g[None, :, :] * b_x
-    o_out = (i_bk * blocks + i_t) * channels + o_d
-    tl.store(dbias + o_out, tl.sum(b_dbias, axis=0), mask=m_d)
-    p_dweight = dweight + o_out[None, :] * W + o_w[:, None]
+    p_sums = dparameters + (i_b * blocks + i_t) * K * channels * (W + 1)
+    o_k = i_k * channels + o_d
+    p_dweight = p_sums + o_k[None, :] * W + o_w[:, None]
     tl.store(p_dweight, tl.sum(b_dweight, axis=1), mask=m_w[:, None] & m_d[None, :])
+    tl.store(p_sums + K * channels * W + o_k, tl.sum(b_dbias, axis=0), mask=m_d)
 
 
 @triton.jit
@@ -149,28 +165,35 @@ def conv_forward(x, weight, bias, index):
     return u
 
 
+def _tiles(steps: int, sequences: int) -> int:
+    """Tiles of a program of the backward kernel, for so many sequences of so many steps."""
+    tiles = max(triton.cdiv(steps, _TILE), 1)
+    blocks = min(triton.cdiv(tiles, _TILES), triton.cdiv(_PROGRAMS, max(sequences, 1)))
+    return triton.cdiv(tiles, blocks)
+
+
 def conv_backward(du, x, weight, bias, index):
     inputs, index = (x, weight, bias), as_read(index)
     du, x, weight, bias = unit_stride(du), unit_stride(x), weight.contiguous(), bias.contiguous()
     batch, length, channels = x.shape
     directions, steps = index.shape
     width = weight.shape[2]
-    blocks = triton.cdiv(steps, _TILES * _TILE)
+    block = min(128, triton.next_power_of_2(channels))
+    channel_blocks = triton.cdiv(channels, block)
+    tiles = _tiles(steps, batch * directions * channel_blocks)
+    blocks = triton.cdiv(steps, tiles * _TILE)
     dx = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
     dpre = torch.empty((batch, directions, steps, channels), dtype=du.dtype, device=x.device)
     inverse = torch.empty((directions, length), dtype=torch.int32, device=x.device)
-    shape = (batch, directions, blocks, channels)
-    dweight = torch.empty((*shape, width), dtype=torch.float32, device=x.device)
-    dbias = torch.empty(shape, dtype=torch.float32, device=x.device)
+    sums = (batch * blocks, weight.numel() + bias.numel())
+    sums = torch.empty(sums, dtype=torch.float32, device=x.device)
     if du.numel() > 0:
-        block = min(128, triton.next_power_of_2(channels))
-        channel_blocks = triton.cdiv(channels, block)
         with device_of(x):
             before_silu_backward_kernel[(blocks * channel_blocks * batch * directions,)](
-                du, x, weight, bias, index, dpre, dweight, dbias,
+                du, x, weight, bias, index, dpre, sums,
                 *du.stride()[:3], x.stride(0), x.stride(1),
-                directions, steps, channels, blocks,
-                TILES=_TILES, BT=_TILE, BD=block, W=width, BW=triton.next_power_of_2(width),
+                directions, steps, channels, blocks, tiles,
+                BT=_TILE, BD=block, W=width, BW=triton.next_power_of_2(width),
                 num_warps=1,
             )  # fmt: skip
             invert_kernel[(triton.cdiv(steps, 128), directions)](
@@ -180,5 +203,5 @@ def conv_backward(du, x, weight, bias, index):
                 dpre, weight, inverse, dx, directions, steps, length, channels,
                 BT=_STEPS, BD=block, W=width, num_warps=4,
             )  # fmt: skip
-    gradients = (dx, dweight.sum((0, 2)), dbias.sum((0, 2)))
-    return in_dtypes(gradients, inputs)
+    dweight, dbias = sum_partials(sums, 0, torch.float32).tensor_split([weight.numel()])
+    return in_dtypes((dx, dweight.view_as(weight), dbias.view_as(bias)), inputs)

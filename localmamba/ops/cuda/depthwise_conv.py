@@ -13,6 +13,7 @@ import triton.language as tl
 
 from ..registration import in_dtypes
 from .common import WAVE, device_of, sigmoid, silu_slope, store, unit_stride
+from .partials import sum_partials
 
 _ROWS, _COLUMNS, _CHANNELS = 7, 8, 64
 """Sizes of a unit. From images of 224 pixels, every map has a multiple of 7 rows."""
@@ -135,7 +136,7 @@ def before_silu_backward_kernel(
 ):  # fmt: skip
     """Back through SiLU: the gradient of the convolution's output, and its sums over a share.
 
-    The sums are S * S + 1 rows of `dparameters` a program: those of the taps, that of the bias.
+    A program's sums are a row of `dparameters`, as the gradients lie: taps [D, S, S], bias [D].
     """
     i_d, i_p = tl.program_id(0) % channel_blocks, tl.program_id(0) // channel_blocks
     o_d = i_d * BD + tl.arange(0, BD)
@@ -162,9 +163,10 @@ def before_silu_backward_kernel(
             for j in tl.static_range(S * S):
                 added += (sums[j] + b_g * rows[i * S + j],)
             sums = added + (sums[S * S] + b_g,)
-    p_sums = dparameters + i_p.to(tl.int64) * (S * S + 1) * channels + o_d
-    for i in tl.static_range(S * S + 1):
-        tl.store(p_sums + i * channels, tl.sum(sums[i], axis=0), mask=m_d)
+    p_sums = dparameters + i_p.to(tl.int64) * (S * S + 1) * channels
+    for i in tl.static_range(S * S):
+        tl.store(p_sums + o_d * (S * S) + i, tl.sum(sums[i], axis=0), mask=m_d)
+    tl.store(p_sums + S * S * channels + o_d, tl.sum(sums[S * S], axis=0), mask=m_d)
 
 
 def _taps_first(weight):
@@ -205,7 +207,7 @@ def depthwise_backward(dy, x, weight, bias):
     programs = triton.cdiv(launch.units, share)
     registers = _REGISTERS if x.element_size() == 2 and size <= 3 else None
     dpre = torch.empty(x.shape, dtype=dy.dtype, device=x.device)
-    sums = torch.empty((programs, size**2 + 1, channels), dtype=torch.float32, device=x.device)
+    sums = torch.empty((programs, (size**2 + 1) * channels), dtype=torch.float32, device=x.device)
     if dpre.numel() > 0:
         with device_of(x):
             before_silu_backward_kernel[(programs * launch.channel_blocks,)](
@@ -215,5 +217,5 @@ def depthwise_backward(dy, x, weight, bias):
                 num_warps=launch.warps, maxnreg=registers,
             )  # fmt: skip
     dx = _convolve(dpre, weight, None, True)
-    dweight = sums[:, :-1].sum(0).t().reshape(channels, 1, size, size)
-    return in_dtypes((dx, dweight, sums[:, -1].sum(0)), inputs)
+    dweight, dbias = sum_partials(sums, 0, torch.float32).tensor_split([size**2 * channels])
+    return in_dtypes((dx, dweight.view(channels, 1, size, size), dbias), inputs)

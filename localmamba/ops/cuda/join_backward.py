@@ -13,6 +13,8 @@ import triton.language as tl
 from ..registration import in_dtypes
 from .common import device_of, program_of_three, program_of_two, sigmoid, silu_slope, unit_stride
 from .merge import optional_contiguous, weighed, weighed_sum
+from .partials import sum_partials
+from .select_layers_backward import backward_of_parts
 from .tiles import (
     WIDTH,
     channel_offsets,
@@ -199,13 +201,11 @@ def _sum_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_
         HAS_Z=z is not None, HAS_NORM=norm_weight is not None,
         TOKENS=tokens, **tile.arguments(),
     )  # fmt: skip
-    return dsum, dz, *((None, None) if dnorm is None else dnorm.sum(1))
+    return dsum, dz, *((None, None) if dnorm is None else sum_partials(dnorm, 1, torch.float32))
 
 
-def _channel_weights_backward(dsum, y, channel_weights, token_weights):
-    """The gradient of the channel weights, if there are any."""
-    if channel_weights is None:
-        return None
+def _channel_weights_parts(dsum, y, token_weights):
+    """The gradient of the channel weights in parts, [B, K, parts, D]."""
     batch, directions, length, channels = y.shape
     blocks = triton.cdiv(length, _WEIGHT_TOKENS)
     dchannel = torch.empty((batch, directions, blocks, channels), device=y.device)
@@ -215,7 +215,7 @@ def _channel_weights_backward(dsum, y, channel_weights, token_weights):
         HAS_TOKEN=token_weights is not None, TOKENS=_WEIGHT_TOKENS, BT=16, BD=_WEIGHT_CHANNELS,
         num_warps=1,
     )  # fmt: skip
-    return dchannel.sum(2)
+    return dchannel
 
 
 def _branch_backward(y, dsum, channel_weights, token_weights, dmeans, z, dz, eps):
@@ -263,22 +263,29 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
     )
     with device_of(y):
         dsum, dz, dweight, dbias = _sum_backward(dout, y, channel, token, z, weight, bias, eps)
-        dchannel = _channel_weights_backward(dsum, y, channel, token)
+        dchannel = None
+        if channel is not None:
+            dchannel = sum_partials(_channel_weights_parts(dsum, y, token), 2, torch.float32)
         dy, dtoken, _ = _branch_backward(y, dsum, channel, token, None, None, None, eps)
     return in_dtypes((dy, dchannel, dtoken, dz, dweight, dbias), inputs)
 
 
 def attend_backward(
-    dout, y, weights, z, norm_weight, norm_bias, gate_first, pool_eps, norm_eps, to_means
-):
+    dout, y, means, weights, reduced, parameters, z, norm_weight, norm_bias,
+    gate_first, pool_eps, norm_eps,
+):  # fmt: skip
     inputs = (y, z, norm_weight, norm_bias)
     dout, z = unit_stride(dout), _rows(z)
-    y, weights, weight, bias = optional_contiguous(y, weights, norm_weight, norm_bias)
+    y, means, weights, reduced, weight, bias, *parameters = optional_contiguous(
+        y, means, weights, reduced, norm_weight, norm_bias, *parameters
+    )
     with device_of(y):
         dsum, dz, dweight, dbias = _sum_backward(dout, y, weights, None, z, weight, bias, norm_eps)
-        dmeans, rest = to_means(_channel_weights_backward(dsum, y, weights, None))
+        dweights = _channel_weights_parts(dsum, y, None)
+        dmeans, dparameters = backward_of_parts(dweights, means, weights, reduced, parameters)
         gate = z if gate_first else None
         dy, _, added = _branch_backward(
-            y, dsum, weights, None, dmeans.contiguous(), gate, dz if gate_first else None, pool_eps
+            y, dsum, weights, None, dmeans, gate, dz if gate_first else None, pool_eps
         )
-    return (*in_dtypes((dy, added if gate_first else dz, dweight, dbias), inputs), rest)
+    gradients = in_dtypes((dy, added if gate_first else dz, dweight, dbias), inputs)
+    return (*gradients, dparameters)

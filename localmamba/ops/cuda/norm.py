@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from .common import device_of, store
+from .partials import sum_partials
 
 PROGRAMS = 1024
 """Programs of the backward kernel: each adds up the weight's gradient over a share of the rows."""
@@ -129,15 +130,16 @@ def norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_
     block, tile = _row_block(channels)
     share = max(triton.cdiv(triton.cdiv(rows, PROGRAMS), tile) * tile, 1)
     programs = triton.cdiv(rows, share)
-    dweight = torch.empty((programs, channels), dtype=torch.float32, device=stream.device)
-    dbias = None if bias is None else torch.empty_like(dweight)
+    sums = (1 if bias is None else 2, programs, channels)  # of the weight, then of the bias
+    sums = torch.empty(sums, dtype=torch.float32, device=stream.device)
     if rows > 0:
         with device_of(stream):
             norm_backward_kernel[(programs,)](
-                dnormed, dstream, stream, weight, cos, sin, dhidden, dresidual, dweight, dbias,
+                dnormed, dstream, stream, weight, cos, sin, dhidden, dresidual, sums[0], sums[-1],
                 rows, length, channels, share, eps,
                 HAS_DSTREAM=dstream is not None, CENTRED=bias is not None, ROTARY=cos is not None,
                 BT=tile, BD=block, num_warps=max(1, block // 2048),
             )  # fmt: skip
-    dbias = dbias if bias is None else dbias.sum(0).to(bias.dtype)
-    return dhidden, dresidual, dweight.sum(0).to(weight.dtype), dbias
+    dweight, *dbias = sum_partials(sums, 1, torch.float32)
+    dbias = None if bias is None else dbias[0].to(bias.dtype)
+    return dhidden, dresidual, dweight.to(weight.dtype), dbias

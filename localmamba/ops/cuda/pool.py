@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .common import device_of, program_of_two, sigmoid, unit_stride
+from .partials import sum_partials
 from .tiles import (
     WIDTH,
     channel_offsets,
@@ -46,7 +47,7 @@ def pool_forward_kernel(
         b_xhat, _ = normalised_rows(b_y, m_d, channels, eps)
         b_sum += tl.where(m, b_xhat, 0.0)  # with eps = 0, rows past the end are not numbers
     p_sums = sums + ((i_b * K + o_k) * blocks + i_t) * channels + o_d
-    tl.store(p_sums, sum_tokens(b_sum), mask=m_k & m_d)
+    tl.store(p_sums, sum_tokens(b_sum) / length, mask=m_k & m_d)
 
 
 def pool_forward(y, z, eps):
@@ -63,4 +64,4 @@ def pool_forward(y, z, eps):
                 directions, length, channels, blocks, eps,
                 HAS_Z=z is not None, TOKENS=_TOKENS, **tile.arguments(),
             )  # fmt: skip
-    return sums.sum(2).div_(length)
+    return sum_partials(sums, 2, torch.float32)

@@ -14,6 +14,7 @@ from kernel_cases import (
     check_attend,
     check_kernels,
     check_norm,
+    check_select,
     conv_arguments,
     depthwise_arguments,
     expanded,
@@ -21,12 +22,15 @@ from kernel_cases import (
     norm_arguments,
     pool_arguments,
     run_kernels,
+    select_arguments,
 )
 from ops.helpers import FORWARD_TOLERANCE, LAYOUTS, random, relative_error
 
 from localmamba.ops import cuda as kernels
 from localmamba.ops import reference_backend
-from localmamba.ops.cuda import depthwise_conv
+from localmamba.ops.cuda import conv, depthwise_conv
+from localmamba.ops.cuda.partials import sum_partials
+from localmamba.ops.cuda.select_layers_backward import backward_of_parts
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -57,11 +61,43 @@ def test_convolution_along_an_index_of_another_integer_type_and_layout():
     check_kernels(kernels, "conv", *arguments, (other,), torch.float32)
 
 
+def test_convolution_of_few_programs(monkeypatch):
+    """As with large batches: a program has many tiles, the last one fewer."""
+    monkeypatch.setattr(conv, "_PROGRAMS", 8)
+    arguments = conv_arguments(("h", "w2_flip"), (9, 7), 6, 4, torch.float32)
+    check_kernels(kernels, "conv", *arguments, torch.float32)
+
+
 @each_dtype
 @each_layout
 def test_convolution_of_hostile_memory(layout, dtype):
     arguments = conv_arguments(("v_flip", "w2"), (3, 3), 5, 4, dtype, layout=layout)
     check_kernels(kernels, "conv", *arguments, dtype)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [
+        ((5, 3), 0),
+        ((3, 600, 7), 1),
+        ((2, 3, 5, 4), 2),
+        ((4, 2, 1500), 0),
+        ((300, 33), (0,)),
+        ((9, 3, 5, 40), (0, 2)),
+        ((2, 3, 4, 3, 5, 6), (1, 4)),
+        ((2, 3, 4), (1, 2)),
+        ((0, 3), 0),
+        ((3, 0), 0),
+    ],
+    ids=str,
+)
+@each_dtype
+def test_sums_of_partials(shape, axes, dtype):
+    x = random(*shape, dtype=dtype)
+    found = sum_partials(x, axes, torch.float32)
+    assert found.shape == x.sum(axes).shape
+    torch.testing.assert_close(found, x.double().sum(axes).float())
+    assert sum_partials(x, axes, dtype).dtype == dtype
 
 
 @pytest.fixture
@@ -142,6 +178,46 @@ def test_pooling_of_hostile_memory(layout, dtype):
 @pytest.mark.parametrize(("tokens", "channels"), [(1, 6), (15, 6), (70, 150)])
 def test_both_gradients_of_scattn(tokens, channels, gate_first, norm):
     check_attend(kernels, tokens, channels, gate_first, norm, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("rows", "channels", "width"),
+    [
+        ((3, 3), 1, 1),
+        ((2, 4), 24, 3),
+        ((5, 7), 96, 12),
+        ((9, 4), 100, 70),
+        ((3, 4), 384, 48),
+        ((25, 8), 384, 48),
+        ((3, 3), 768, 96),
+        ((17, 1), 1536, 192),
+        ((131, 4), 24, 3),
+    ],
+    ids=str,
+)
+def test_linear_layers_of_scattn(rows, channels, width):
+    check_select(kernels, *select_arguments(rows, channels, width))
+
+
+@each_layout
+def test_linear_layers_of_scattn_of_hostile_memory(layout):
+    check_select(kernels, *select_arguments((3, 2), 24, 3, layout=layout))
+
+
+@pytest.mark.parametrize("parts", [3, 11])
+def test_linear_layers_of_scattn_add_up_a_gradient_in_parts(parts):
+    gradient, tensors = select_arguments((5, 4), 100, 12)
+    means, *parameters = tensors.values()
+    weights, reduced = kernels.select_forward(means, *parameters)
+    split = random(5, 4, parts, 100)
+    split[:, :, 0] += gradient - split.sum(2)
+    dmeans, _ = backward_of_parts(split, means, weights, reduced, parameters)
+    truth, _ = kernels.select_backward(gradient, means, weights, reduced, *parameters)
+    torch.testing.assert_close(dmeans, truth)
+
+
+def test_linear_layers_of_scattn_of_no_images():
+    check_select(kernels, *select_arguments((0, 4), 24, 3))
 
 
 @subsets(MERGE_OPTIONS)
