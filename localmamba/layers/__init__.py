@@ -3,7 +3,8 @@
 from .blocks import LocalVimBlock, LocalVMambaBlock
 from .local_vim_mixer import LocalVimMixer
 from .mixer import DirectionalMixer, mix_branches
-from .norm import RMSNorm
+from .norm import LayerNorm, RMSNorm
+from .patch_embed import PatchEmbed
 from .patch_merging import PatchMerging
 from .position import AxialRotary, resize_table
 from .s6 import S6Branches
@@ -14,9 +15,11 @@ __all__ = [
     "SS2D",
     "AxialRotary",
     "DirectionalMixer",
+    "LayerNorm",
     "LocalVMambaBlock",
     "LocalVimBlock",
     "LocalVimMixer",
+    "PatchEmbed",
     "PatchMerging",
     "RMSNorm",
     "S6Branches",

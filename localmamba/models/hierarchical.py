@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead, PatchEmbed, trunc_normal_
+from timm.layers import ClassifierHead, trunc_normal_
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..layers import LocalVMambaBlock, PatchMerging
+from ..layers import LayerNorm, LocalVMambaBlock, PatchEmbed, PatchMerging
 from .directions import LOCAL, DirectionTable, resolve_directions
 from .interface import check_images, undecayed
 
@@ -119,9 +119,8 @@ class LocalVMamba(nn.Module):
         self.drop_rate = drop_rate
         self.num_features = self.head_hidden_size = embed_dims[-1]
         self.patch_embed = PatchEmbed(
-            img_size, patch_size, in_chans, embed_dims[0], norm_layer=nn.LayerNorm, flatten=False,
-            output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True, **dd,
-        )  # fmt: skip
+            img_size, patch_size, in_chans, embed_dims[0], norm_layer=LayerNorm, **dd
+        )
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.feature_info: list[dict[str, Any]] = []
         stages = []
@@ -138,7 +137,7 @@ class LocalVMamba(nn.Module):
                 {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
             )
         self.stages = nn.Sequential(*stages)
-        self.norm: nn.Module = nn.LayerNorm(self.num_features, **dd)
+        self.norm: nn.Module = LayerNorm(self.num_features, **dd)
         self.head = self._make_head(like=self.patch_embed.proj.weight)
         self.init_weights()
 
