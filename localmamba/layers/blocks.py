@@ -82,7 +82,7 @@ class LocalVimBlock(nn.Module):
             hidden = self.drop_path(hidden)
         # Rotation is linear: one turn of the sum is the release's turns of both its parts.
         normed, stream = residual_norm(
-            hidden, residual, self.norm.weight, None, cos, sin, self.norm.eps
+            hidden, residual, self.norm.weight, None, cos, sin, eps=self.norm.eps
         )
         return self.mixer(normed, height, width), stream
 
@@ -133,6 +133,6 @@ class LocalVMambaBlock(nn.Module):
             The mixer's output and the stream that it is to be added to, both [B, H, W, C].
         """
         normed, stream = residual_norm(
-            hidden, residual, self.norm.weight, self.norm.bias, None, None, self.norm.eps
+            hidden, residual, self.norm.weight, self.norm.bias, eps=self.norm.eps
         )
         return self.drop_path(self.mixer(normed)), stream

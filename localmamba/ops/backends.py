@@ -19,9 +19,9 @@ makes of them what its kernels read.
         -> dy, dchannel_weights, dtoken_weights, dz, dnorm_weight, dnorm_bias
     attend_backward(dout, y, weights, z, norm_weight, norm_bias, gate_first, pool_eps, norm_eps,
         to_means) -> dy, dz, dnorm_weight, dnorm_bias, rest
-    norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype) -> normed, stream
-    norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype)
-        -> dhidden, dresidual, dweight, dbias
+    norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype) -> normed, stream
+    norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype,
+        has_residual) -> dhidden, dresidual, dweight, dbias             (None without the input)
 
 `attend_backward` is `merge_backward`, then `pool_backward` with their gradients added; `to_means`
 leads from the gradient of the channel weights to that of the means, and to what else it finds.
