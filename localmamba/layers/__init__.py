@@ -1,6 +1,7 @@
 """Layers: S6 branches, SCAttn, the two mixers, blocks. Each is usable alone."""
 
 from .blocks import LocalVimBlock, LocalVMambaBlock
+from .drop_path import DropPath
 from .local_vim_mixer import LocalVimMixer
 from .mixer import DirectionalMixer, mix_branches
 from .norm import LayerNorm, RMSNorm
@@ -15,6 +16,7 @@ __all__ = [
     "SS2D",
     "AxialRotary",
     "DirectionalMixer",
+    "DropPath",
     "LayerNorm",
     "LocalVMambaBlock",
     "LocalVimBlock",

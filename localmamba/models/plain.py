@@ -6,13 +6,14 @@ Source: LocalMamba, https://arxiv.org/abs/2403.09338, and github.com/hunto/Local
 from typing import Any
 
 import torch
-from timm.layers import DropPath, to_2tuple, trunc_normal_
+from timm.layers import to_2tuple, trunc_normal_
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..layers import (
     AxialRotary,
+    DropPath,
     LocalVimBlock,
     LocalVimMixer,
     PatchEmbed,
@@ -94,8 +95,7 @@ class LocalVim(nn.Module):
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, **dd)
         self.grid = self.patch_embed.dynamic_feat_size(to_2tuple(img_size))
         tokens = self.grid[0] * self.grid[1] + int(class_token)
-        token = torch.empty(1, 1, embed_dim, **dd)
-        self.cls_token = nn.Parameter(token) if class_token else None
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim, **dd))
         self.rope = AxialRotary(embed_dim, self.grid, **dd) if not class_token else None
         # The rate of a block acts on what the block before it puts out: one step behind the usual.
