@@ -225,7 +225,7 @@ def merge_arguments(
     return gradient_layout(gradient), laid_out, (EPS,)
 
 
-NORM_OPTIONS = ("residual", "bias", "rotary", "stream")
+NORM_OPTIONS = ("residual", "bias", "rotary", "scale", "stream")
 
 
 def norm_arguments(
@@ -245,6 +245,7 @@ def norm_arguments(
         "bias": random(channels, seed=4) if "bias" in options else None,
         "cos": angles.cos() if "rotary" in options else None,
         "sin": angles.sin() if "rotary" in options else None,
+        "scale": random(shape[0], seed=8) if "scale" in options else None,
         "dnormed": random(*shape, seed=6, dtype=dtype),
         "dstream": random(*shape, seed=7) if "stream" in options else None,
     }
@@ -266,13 +267,14 @@ def run_kernels(kernels: Any, op: str, gradient: Tensor, tensors: Inputs, rest: 
 
 def run_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> Named:
     """Results and gradients of the residual norm, by name; `dtype` is that of the normed tokens."""
-    hidden, residual, weight, bias, cos, sin, dnormed, dstream = tensors.values()
-    normed, stream = kernels.norm_forward(hidden, residual, weight, bias, cos, sin, EPS, dtype)
+    hidden, residual, *parameters, dnormed, dstream = tensors.values()
+    normed, stream = kernels.norm_forward(hidden, residual, *parameters, EPS, dtype)
     gradients = kernels.norm_backward(
-        dnormed, dstream, stream, weight, bias, cos, sin, EPS, hidden.dtype
+        dnormed, dstream, stream, *parameters, EPS, hidden.dtype, residual is not None
     )
     names = ("dhidden", "dresidual", "dweight", "dbias")
     found = {n: x for n, x in zip(names, gradients, strict=True) if x is not None}
+    assert ("dresidual" in found) == (residual is not None)
     return {"normed": normed, "stream": stream, **found}
 
 

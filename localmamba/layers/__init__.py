@@ -1,9 +1,11 @@
 """Layers: S6 branches, SCAttn, the two mixers, blocks. Each is usable alone."""
 
 from .blocks import LocalVimBlock, LocalVMambaBlock
+from .drop_path import DropPath
 from .local_vim_mixer import LocalVimMixer
 from .mixer import DirectionalMixer, mix_branches
-from .norm import RMSNorm
+from .norm import LayerNorm, RMSNorm
+from .patch_embed import PatchEmbed
 from .patch_merging import PatchMerging
 from .position import AxialRotary, resize_table
 from .s6 import S6Branches
@@ -14,9 +16,12 @@ __all__ = [
     "SS2D",
     "AxialRotary",
     "DirectionalMixer",
+    "DropPath",
+    "LayerNorm",
     "LocalVMambaBlock",
     "LocalVimBlock",
     "LocalVimMixer",
+    "PatchEmbed",
     "PatchMerging",
     "RMSNorm",
     "S6Branches",

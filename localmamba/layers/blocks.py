@@ -1,13 +1,18 @@
-"""A mixer with its norm, residual and stochastic depth."""
+"""A mixer with its norm, residual and stochastic depth.
+
+A block adds what the block before put out to the residual stream, so it is there that this is
+dropped: a block's rate is that of the block before, and whoever calls the last block drops what it
+puts out. The model is the one whose blocks drop their own output.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..ops import residual_norm
+from .drop_path import DropPath
 from .local_vim_mixer import LocalVimMixer
 from .norm import RMSNorm
 from .ss2d import SS2D
@@ -78,17 +83,16 @@ class LocalVimBlock(nn.Module):
         Returns:
             The mixer's output and the stream that it is to be added to, both [B, L, C].
         """
-        if residual is not None:
-            hidden = self.drop_path(hidden)
+        scale = None if residual is None else self.drop_path.factors(residual)
         # Rotation is linear: one turn of the sum is the release's turns of both its parts.
         normed, stream = residual_norm(
-            hidden, residual, self.norm.weight, None, cos, sin, self.norm.eps
+            hidden, residual, self.norm.weight, None, cos, sin, scale, self.norm.eps
         )
         return self.mixer(normed, height, width), stream
 
 
 class LocalVMambaBlock(nn.Module):
-    """residual = residual + hidden; hidden = droppath(SS2D(LayerNorm(residual))).
+    """residual = residual + droppath(hidden); hidden = SS2D(LayerNorm(residual)).
 
     The residual stream is float32 (float64 for a float64 model) whatever the dtype of the mixer.
 
@@ -99,7 +103,7 @@ class LocalVMambaBlock(nn.Module):
         search: Whether the mixer is a supernet's.
         expand: Inner channels over C.
         d_state: States per channel.
-        drop_path: Rate at which the mixer's output is dropped, by image.
+        drop_path: Rate at which the hidden tokens that come in are dropped, by image.
         device: Where the parameters live.
         dtype: Of the parameters.
     """
@@ -118,9 +122,9 @@ class LocalVMambaBlock(nn.Module):
     ):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.drop_path = DropPath(drop_path)
         self.norm = nn.LayerNorm(dim, **dd)
         self.mixer = SS2D(dim, directions, scattn, search, expand, d_state, **dd)
-        self.drop_path = DropPath(drop_path)
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of the residual stream.
@@ -132,7 +136,9 @@ class LocalVMambaBlock(nn.Module):
         Returns:
             The mixer's output and the stream that it is to be added to, both [B, H, W, C].
         """
+        scale = None if residual is None else self.drop_path.factors(residual)
+        weight, bias = self.norm.weight, self.norm.bias
         normed, stream = residual_norm(
-            hidden, residual, self.norm.weight, self.norm.bias, None, None, self.norm.eps
+            hidden, residual, weight, bias, None, None, scale, self.norm.eps
         )
-        return self.drop_path(self.mixer(normed)), stream
+        return self.mixer(normed), stream

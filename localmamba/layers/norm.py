@@ -1,14 +1,22 @@
-"""Root-mean-square norm that computes in float32 and answers in the dtype of its weight."""
+"""Norms that compute in float32 and answer in the dtype that the next layer wants.
+
+Both are one kernel. Under autocast they answer in its dtype, where PyTorch's own would answer in
+float32 and the next layer would cast.
+"""
 
 import torch
 from torch import Tensor, nn
+
+from ..ops import residual_norm
+
+torch.fx.wrap("residual_norm")
 
 
 class RMSNorm(nn.Module):
     """Divides tokens by their root mean square, without subtracting a mean.
 
-    Statistics have the dtype of the input (the residual stream, float32 at least), the result has
-    that of the weight, so that a model cast to bfloat16 keeps an exact residual stream.
+    Statistics are float32 at least, the result has the dtype of the weight (of autocast, under it),
+    so that a model cast to bfloat16 keeps an exact residual stream.
 
     Args:
         dim: Channels, the last axis of the input.
@@ -30,9 +38,32 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., C] -> [..., C]."""
-        weight = self.weight
-        return torch.rms_norm(x, [self.dim], weight.to(x.dtype), self.eps).to(weight.dtype)
+        """[..., L, C] -> [..., L, C]."""
+        return residual_norm(x, None, self.weight, eps=self.eps)[0]
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}"
+
+
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's layer norm of the last axis, with weight and bias.
+
+    Args:
+        dim: Channels, the last axis of the input.
+        eps: Added to the variance.
+        device: Where the parameters live.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(dim, eps, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., L, C] -> [..., L, C] in the dtype of the weight (of autocast, under it)."""
+        return residual_norm(x, None, self.weight, self.bias, eps=self.eps)[0]

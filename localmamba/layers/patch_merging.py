@@ -4,6 +4,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .norm import LayerNorm
+
+torch.fx.wrap("join_neighbours")
+
+
+def join_neighbours(x: Tensor) -> Tensor:
+    """2 x 2 neighbours as one token, column by column: one copy, and one in the backward pass.
+
+    An odd side is padded with zeros at the bottom or right.
+
+    Args:
+        x: [B, H, W, C].
+
+    Returns:
+        [B, ceil(H / 2), ceil(W / 2), 4C].
+    """
+    bottom, right = x.shape[1] % 2, x.shape[2] % 2
+    if bottom + right > 0:  # padding by nothing would be a copy
+        x = F.pad(x, (0, 0, 0, right, 0, bottom))
+    x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [B, H / 2, 2, W / 2, 2, C]
+    return x.permute(0, 1, 3, 4, 2, 5).flatten(3)
+
 
 class PatchMerging(nn.Module):
     """Joins 2 x 2 neighbouring tokens: norm of the 4C channels, linear to `out_dim` without bias.
@@ -25,11 +47,9 @@ class PatchMerging(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim, device=device, dtype=dtype)
+        self.norm = LayerNorm(4 * dim, device=device, dtype=dtype)
         self.reduction = nn.Linear(4 * dim, out_dim, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), out_dim]."""
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-        corners = (x[:, ::2, ::2], x[:, 1::2, ::2], x[:, ::2, 1::2], x[:, 1::2, 1::2])
-        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+        return self.reduction(self.norm(join_neighbours(x)))

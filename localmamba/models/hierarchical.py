@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead, PatchEmbed, trunc_normal_
+from timm.layers import ClassifierHead, trunc_normal_
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..layers import LocalVMambaBlock, PatchMerging
+from ..layers import DropPath, LayerNorm, LocalVMambaBlock, PatchEmbed, PatchMerging
 from .directions import LOCAL, DirectionTable, resolve_directions
 from .interface import check_images, undecayed
 
@@ -27,6 +27,7 @@ class Stage(nn.Module):
         dim: Channels of the stage.
         downsample: Whether it begins with patch merging.
         blocks: The blocks.
+        drop_path: Rate at which the last block's output is dropped, by image.
         device: Where the parameters live.
         dtype: Of the parameters.
     """
@@ -37,6 +38,7 @@ class Stage(nn.Module):
         dim: int,
         downsample: bool,
         blocks: Sequence[nn.Module],
+        drop_path: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -44,6 +46,7 @@ class Stage(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.downsample = PatchMerging(in_dim, dim, **dd) if downsample else nn.Identity()
         self.blocks = nn.ModuleList(blocks)
+        self.drop_path = DropPath(drop_path)
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ class Stage(nn.Module):
                 hidden, residual = checkpoint(block, hidden, residual)
             else:
                 hidden, residual = block(hidden, residual)
-        return x if residual is None else (residual + hidden).to(x.dtype)
+        return x if residual is None else (residual + self.drop_path(hidden)).to(x.dtype)
 
 
 class LocalVMamba(nn.Module):
@@ -119,26 +122,25 @@ class LocalVMamba(nn.Module):
         self.drop_rate = drop_rate
         self.num_features = self.head_hidden_size = embed_dims[-1]
         self.patch_embed = PatchEmbed(
-            img_size, patch_size, in_chans, embed_dims[0], norm_layer=nn.LayerNorm, flatten=False,
-            output_fmt="NHWC", strict_img_size=False, dynamic_img_pad=True, **dd,
-        )  # fmt: skip
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+            img_size, patch_size, in_chans, embed_dims[0], norm_layer=LayerNorm, **dd
+        )
+        drops = iter(torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         self.feature_info: list[dict[str, Any]] = []
         stages = []
         for i, (dim, depth) in enumerate(zip(embed_dims, depths, strict=True)):
+            # A block drops what the block before it puts out, the stage what its last one does.
+            *rates, last = [0.0, *(next(drops) for _ in range(depth))]
             blocks = [
-                LocalVMambaBlock(
-                    dim, next(table), scattn, search, expand, d_state, next(rates), **dd
-                )
-                for _ in range(depth)
+                LocalVMambaBlock(dim, next(table), scattn, search, expand, d_state, rate, **dd)
+                for rate in rates
             ]
-            stages.append(Stage(embed_dims[max(i - 1, 0)], dim, i > 0, blocks, **dd))
+            stages.append(Stage(embed_dims[max(i - 1, 0)], dim, i > 0, blocks, last, **dd))
             reduction = patch_size * 2**i
             self.feature_info.append(
                 {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
             )
         self.stages = nn.Sequential(*stages)
-        self.norm: nn.Module = nn.LayerNorm(self.num_features, **dd)
+        self.norm: nn.Module = LayerNorm(self.num_features, **dd)
         self.head = self._make_head(like=self.patch_embed.proj.weight)
         self.init_weights()
 

@@ -6,12 +6,20 @@ Source: LocalMamba, https://arxiv.org/abs/2403.09338, and github.com/hunto/Local
 from typing import Any
 
 import torch
-from timm.layers import DropPath, PatchEmbed, to_2tuple, trunc_normal_
+from timm.layers import to_2tuple, trunc_normal_
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..layers import AxialRotary, LocalVimBlock, LocalVimMixer, RMSNorm, resize_table
+from ..layers import (
+    AxialRotary,
+    DropPath,
+    LocalVimBlock,
+    LocalVimMixer,
+    PatchEmbed,
+    RMSNorm,
+    resize_table,
+)
 from .directions import LOCAL, DirectionTable, resolve_directions
 from .interface import check_images, check_pool, linear_head, undecayed
 
@@ -84,14 +92,10 @@ class LocalVim(nn.Module):
         self.feature_info: list[dict[str, Any]] = [
             {"num_chs": embed_dim, "reduction": patch_size, "module": name} for name in levels
         ]
-        self.patch_embed = PatchEmbed(
-            img_size, patch_size, in_chans, embed_dim, flatten=False, strict_img_size=False,
-            dynamic_img_pad=True, **dd,
-        )  # fmt: skip
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, **dd)
         self.grid = self.patch_embed.dynamic_feat_size(to_2tuple(img_size))
         tokens = self.grid[0] * self.grid[1] + int(class_token)
-        token = torch.empty(1, 1, embed_dim, **dd)
-        self.cls_token = nn.Parameter(token) if class_token else None
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim, **dd))
         self.rope = AxialRotary(embed_dim, self.grid, **dd) if not class_token else None
         # The rate of a block acts on what the block before it puts out: one step behind the usual.
@@ -166,8 +170,8 @@ class LocalVim(nn.Module):
     def embed(self, x: Tensor) -> tuple[Tensor, int, int, Tensor | None, Tensor | None]:
         """Images [B, channels, height, width] -> tokens [B, L, C], H, W, rotary cos and sin."""
         x = self.patch_embed(check_images(x, self.in_chans))
-        height, width = x.shape[2], x.shape[3]
-        x = x.flatten(2).transpose(1, 2)
+        height, width = x.shape[1], x.shape[2]
+        x = x.flatten(1, 2)
         if self.cls_token is not None:
             middle = height * width // 2
             token = self.cls_token.expand(x.shape[0], -1, -1)

@@ -22,9 +22,9 @@ makes of them what its kernels read.
     select_backward(dweights, means, weights, reduced, *parameters) -> dmeans, dparameters
     attend_backward(dout, y, means, weights, reduced, parameters, z, norm_weight, norm_bias,
         gate_first, pool_eps, norm_eps) -> dy, dz, dnorm_weight, dnorm_bias, dparameters
-    norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype) -> normed, stream
-    norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype)
-        -> dhidden, dresidual, dweight, dbias
+    norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype) -> normed, stream
+    norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype,
+        has_residual) -> dhidden, dresidual, dweight, dbias             (None without the input)
 
 SCAttn's parameters are weight and bias of the pooling's norm, of the first linear layer and of the
 second, in the dtype of the means; `reduced` is what the first layer answers. `attend_backward` is

@@ -157,6 +157,11 @@ def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[0] + turned * sin[0]
 
 
+def scale_images(x: Tensor, scale: Tensor) -> Tensor:
+    """Multiplies each image of x [B, ...] by its factor in `scale` [B]."""
+    return x * scale.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+
+
 def residual_norm_reference(
     hidden: Tensor,
     residual: Tensor | None,
@@ -164,18 +169,21 @@ def residual_norm_reference(
     bias: Tensor | None = None,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
+    scale: Tensor | None = None,
     eps: float = 1e-5,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`ops.residual_norm`: the same arguments and results, any floating dtype."""
     stream = hidden.to(accumulation_dtype(hidden.dtype))
+    if scale is not None:
+        stream = scale_images(stream, scale)
     if residual is not None:
         stream = residual + stream
     if cos is not None and sin is not None:
         stream = turn_pairs(stream, cos, sin)
-    shape, scale = stream.shape[-1:], weight.to(stream.dtype)
+    shape, gain = stream.shape[-1:], weight.to(stream.dtype)
     if bias is None:
-        normed = torch.rms_norm(stream, shape, scale, eps)
+        normed = torch.rms_norm(stream, shape, gain, eps)
     else:
-        normed = F.layer_norm(stream, shape, scale, bias.to(stream.dtype), eps)
+        normed = F.layer_norm(stream, shape, gain, bias.to(stream.dtype), eps)
     return normed.to(dtype or weight.dtype), stream

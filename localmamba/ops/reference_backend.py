@@ -18,6 +18,7 @@ from .reference import (
     merge_branches_reference,
     pool_means_reference,
     residual_norm_reference,
+    scale_images,
     scatter_tokens,
     selective_scan_reference,
     turn_pairs,
@@ -229,14 +230,18 @@ attend_backward = attend_in_parts(merge_backward, select_backward, pool_backward
 align_weights = cast_weights
 
 
-def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):
-    normed, stream = residual_norm_reference(hidden, residual, weight, bias, cos, sin, eps, dtype)
+def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
+    normed, stream = residual_norm_reference(
+        hidden, residual, weight, bias, cos, sin, scale, eps, dtype
+    )
     if stream is hidden:
         stream = stream.clone(memory_format=torch.contiguous_format)
     return normed.contiguous(), stream.contiguous()
 
 
-def norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype):
+def norm_backward(
+    dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype, has_residual
+):
     dnormed = dnormed.to(stream.dtype)
     centred = stream if bias is None else stream - stream.mean(-1, keepdim=True)
     rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
@@ -251,4 +256,6 @@ def norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_
         dx = dx + dstream
     if cos is not None:
         dx = turn_pairs(dx, cos, -sin)
-    return dx.to(hidden_dtype, copy=True), dx.to(stream.dtype), dweight.to(weight.dtype), dbias
+    dhidden = dx if scale is None else scale_images(dx, scale)
+    dresidual = dx.to(stream.dtype) if has_residual else None
+    return dhidden.to(hidden_dtype, copy=True), dresidual, dweight.to(weight.dtype), dbias

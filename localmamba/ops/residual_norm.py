@@ -21,58 +21,65 @@ from .registration import (
     restore,
 )
 
-_TENSORS = "Tensor hidden, Tensor? residual, Tensor weight, Tensor? bias, Tensor? cos, Tensor? sin"
+_TENSORS = (
+    "Tensor hidden, Tensor? residual, Tensor weight, Tensor? bias, Tensor? cos, Tensor? sin, "
+    "Tensor? scale"
+)
 
 
 @define_op(f"residual_norm({_TENSORS}, float eps, ScalarType dtype) -> (Tensor, Tensor)")
-def _norm(hidden, residual, weight, bias, cos, sin, eps, dtype):
-    return backend(hidden).norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype)
+def _norm(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
+    return backend(hidden).norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype)
 
 
 @_norm.register_fake
-def _(hidden, residual, weight, bias, cos, sin, eps, dtype):
+def _(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
     stream = hidden.new_empty(hidden.shape, dtype=accumulation_dtype(hidden.dtype))
     return hidden.new_empty(hidden.shape, dtype=dtype), stream
 
 
 @define_op(
     "residual_norm_backward(Tensor dnormed, Tensor? dstream, Tensor stream, Tensor weight, "
-    "Tensor? bias, Tensor? cos, Tensor? sin, float eps, ScalarType hidden_dtype) -> Tensor[]"
+    "Tensor? bias, Tensor? cos, Tensor? sin, Tensor? scale, float eps, ScalarType hidden_dtype, "
+    "bool has_residual) -> Tensor[]"
 )
-def _norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype):
+def _norm_backward(
+    dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype, has_residual
+):
     return contiguous(
         backend(stream).norm_backward(
-            dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype
+            dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype, has_residual
         )
     )
 
 
 @_norm_backward.register_fake
-def _(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype):
+def _(dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype, has_residual):
     dhidden = stream.new_empty(stream.shape, dtype=hidden_dtype)
-    return [dhidden, stream.new_empty(stream.shape), *empty_gradients((weight, bias))]
+    return [dhidden, *empty_gradients((stream if has_residual else None, weight, bias))]
 
 
 def _setup_context(ctx, inputs, output):
-    hidden, residual, weight, bias, cos, sin, ctx.eps, _ = inputs
+    hidden, residual, weight, bias, cos, sin, scale, ctx.eps, _ = inputs
     ctx.hidden_dtype, ctx.has_residual = hidden.dtype, residual is not None
-    ctx.save_for_backward(output[1], weight, bias, cos, sin)
+    ctx.save_for_backward(output[1], weight, bias, cos, sin, scale)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, dnormed, dstream):
-    stream, weight, bias, cos, sin = ctx.saved_tensors
+    stream, weight, bias, cos, sin, scale = ctx.saved_tensors
     if dnormed is None:
         dnormed = torch.zeros_like(stream)
-    dhidden, dresidual, *dparameters = _norm_backward(
-        dnormed, dstream, stream, weight, bias, cos, sin, ctx.eps, ctx.hidden_dtype
-    )
-    dresidual = dresidual if ctx.has_residual else None
-    return dhidden, dresidual, *restore(dparameters, (weight, bias)), None, None, None, None
+    dhidden, *gradients = _norm_backward(
+        dnormed, dstream, stream, weight, bias, cos, sin, scale, ctx.eps, ctx.hidden_dtype,
+        ctx.has_residual,
+    )  # fmt: skip
+    residual = stream if ctx.has_residual else None
+    return dhidden, *restore(gradients, (residual, weight, bias)), *[None] * 5
 
 
 _norm.register_autograd(_backward, setup_context=_setup_context)
-register_autocast_dtype(_norm, argument=7)
+register_autocast_dtype(_norm, argument=8)
 
 
 def residual_norm(
@@ -82,9 +89,12 @@ def residual_norm(
     bias: Optional[Tensor] = None,  # noqa: UP045
     cos: Optional[Tensor] = None,  # noqa: UP045
     sin: Optional[Tensor] = None,  # noqa: UP045
+    scale: Optional[Tensor] = None,  # noqa: UP045
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
     """Adds hidden tokens to the residual stream, turns the sum, and normalises it.
+
+    With `scale`, hidden tokens are multiplied first, as stochastic depth does.
 
     Args:
         hidden: What the block before put out, [..., L, C].
@@ -93,6 +103,8 @@ def residual_norm(
         bias: With it the norm is a layer norm, [C]; without, an RMS norm.
         cos: Rotary table, [1, L, C], each angle twice; None for no rotation.
         sin: Rotary table, [1, L, C], with `cos`.
+        scale: Factors of the hidden tokens by image, [B] for hidden tokens [B, ..., L, C], whose
+            first axis counts the images however many follow; None for 1. They have no gradient.
         eps: Of the norm.
 
     Returns:
@@ -112,8 +124,9 @@ def residual_norm(
     check_together("cos", cos, "sin", sin)
     check_shape("cos", cos, [1, length, channels])
     check_shape("sin", sin, [1, length, channels])
+    check_shape("scale", scale, [hidden.shape[0]])
     if cos is not None and channels % 2 == 1:
         raise ValueError(f"rotary tables turn pairs of channels, got {channels} channels")
     return torch.ops.localmamba.residual_norm(
-        hidden, residual, weight, bias, cos, sin, eps, weight.dtype
+        hidden, residual, weight, bias, cos, sin, scale, eps, weight.dtype
     )

@@ -1,10 +1,23 @@
-"""S6 parameters, SCAttn, norm, positions and patch merging, each alone."""
+"""S6 parameters, SCAttn, norms, positions, patch embedding and merging, each alone."""
+
+import copy
 
 import pytest
+import timm.layers
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from localmamba.layers import AxialRotary, PatchMerging, RMSNorm, S6Branches, SCAttn, resize_table
+from localmamba.layers import (
+    AxialRotary,
+    LayerNorm,
+    PatchEmbed,
+    PatchMerging,
+    RMSNorm,
+    S6Branches,
+    SCAttn,
+    resize_table,
+)
 from localmamba.layers.precision import saturate
 
 
@@ -57,6 +70,37 @@ def test_rms_norm_keeps_the_weights_dtype() -> None:
     assert RMSNorm(8).bfloat16()(x).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8), (2, 3, 5, 8), (0, 3, 8)], ids=str)
+def test_layer_norm_is_pytorchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    norm, truth = LayerNorm(8, dtype=dtype), nn.LayerNorm(8, dtype=dtype)
+    for parameter in truth.parameters():
+        nn.init.normal_(parameter)
+    norm.load_state_dict(truth.state_dict())
+    x = torch.randn(shape, dtype=dtype)
+    assert_same_answers_and_gradients(norm, truth, x)
+    assert isinstance(norm, nn.LayerNorm), "who sorts parameters by their layer finds it"
+
+
+def assert_same_answers_and_gradients(layer: nn.Module, truth: nn.Module, x: Tensor) -> None:
+    found, wanted = ([], [])
+    for module, results in ((layer, found), (truth, wanted)):
+        inputs = [x.clone().requires_grad_(), *module.parameters()]
+        y = module(inputs[0])
+        results.extend((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    for result, expected in zip(found, wanted, strict=True):
+        torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("norm", [LayerNorm(8), RMSNorm(8)], ids=["layer", "rms"])
+def test_norms_answer_in_the_dtype_of_autocast(norm: nn.Module) -> None:
+    x = torch.randn(2, 5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(x).dtype == torch.bfloat16
+    assert norm(x).dtype == torch.float32
+    assert copy.deepcopy(norm).bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
 def test_a_table_on_its_own_grid_is_itself() -> None:
     table = torch.randn(1, 12, 4)
     assert resize_table(table, (3, 4), 3, 4) is table
@@ -93,7 +137,7 @@ def test_patch_merging_pads_odd_sides() -> None:
     torch.testing.assert_close(merge(x), merge(F.pad(x, (0, 0, 0, 1, 0, 1))))
     assert merge(x).shape == (1, 3, 2, 8)
     first = torch.cat((x[0, 0, 0], x[0, 1, 0], x[0, 0, 1], x[0, 1, 1]))
-    torch.testing.assert_close(merge(x)[0, 0, 0], merge.reduction(merge.norm(first)))
+    torch.testing.assert_close(merge(x)[0, 0, :1], merge.reduction(merge.norm(first[None])))
 
 
 def test_saturated_values_pass_no_gradient() -> None:
@@ -105,3 +149,57 @@ def test_saturated_values_pass_no_gradient() -> None:
     assert y.tolist() == [1.0, 65472.0, 65504.0, -65504.0, 65504.0]
     assert x.grad is not None
     assert x.grad.tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+class StridedMerging(nn.Module):
+    """VMamba's patch merging: four strided slices, joined."""
+
+    def __init__(self, like: PatchMerging):
+        super().__init__()
+        self.norm, self.reduction = nn.LayerNorm(16, dtype=torch.float64), like.reduction
+        self.norm.load_state_dict(like.norm.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        corners = (x[:, ::2, ::2], x[:, 1::2, ::2], x[:, ::2, 1::2], x[:, 1::2, 1::2])
+        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (5, 3), (1, 1)], ids=str)
+def test_patch_merging_is_vmambas(grid: tuple[int, int]) -> None:
+    merge = PatchMerging(4, 8, dtype=torch.float64)
+    for parameter in merge.norm.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 4, *grid, dtype=torch.float64).permute(0, 2, 3, 1)
+    assert_same_answers_and_gradients(merge, StridedMerging(merge), x)
+
+
+@pytest.mark.parametrize("norm", [None, LayerNorm], ids=["", "norm"])
+@pytest.mark.parametrize("size", [(8, 12), (7, 5), (1, 9)], ids=str)
+def test_patch_embedding_is_timms(size: tuple[int, int], norm: type | None) -> None:
+    embed = PatchEmbed(None, 4, 3, 6, norm, dtype=torch.float64)
+    truth = timm.layers.PatchEmbed(
+        None, 4, 3, 6, norm and nn.LayerNorm, output_fmt="NHWC", dynamic_img_pad=True,
+        dtype=torch.float64,
+    )  # fmt: skip
+    truth.load_state_dict(embed.state_dict())
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    for x in (images, images.to(memory_format=torch.channels_last)):
+        assert_same_answers_and_gradients(embed, truth, x)
+
+
+@pytest.mark.parametrize(
+    "layer", [LayerNorm(3), RMSNorm(3), PatchMerging(3, 5)], ids=lambda layer: type(layer).__name__
+)
+def test_norms_and_merging_script_trace_compile_and_export(layer: nn.Module) -> None:
+    x = torch.randn(2, 5, 4, 3)
+    expected = layer(x)
+    batch = torch.export.Dim("batch")
+    for run in (
+        torch.jit.script(layer),
+        torch.fx.symbolic_trace(layer),
+        torch.compile(layer, fullgraph=True, backend="aot_eager"),
+        torch.export.export(layer, (x,), dynamic_shapes=({0: batch},)).module(),
+    ):
+        torch.testing.assert_close(run(x), expected)
+        torch.testing.assert_close(run(x[:1]), expected[:1])

@@ -62,6 +62,25 @@ def test_compiled_and_checkpointed_gradients_are_the_same(name: str) -> None:
         torch.testing.assert_close(gradient, expected[key], msg=key)
 
 
+@pytest.mark.parametrize("name", ["localvim_demo", "localvmamba_demo"])
+def test_a_seed_drops_the_same_compiled_or_checkpointed(name: str) -> None:
+    model, x = demo(name, drop_path_rate=0.5).train(), demo_image(name, batch=6)
+
+    def seeded(program: torch.nn.Module, seed: int = 1) -> dict[str, torch.Tensor]:
+        torch.manual_seed(seed)
+        return gradients(program, x)
+
+    expected = seeded(model)
+    weight = "patch_embed.proj.weight"
+    assert not torch.allclose(seeded(model, seed=2)[weight], expected[weight])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for key, gradient in seeded(compiled).items():
+        torch.testing.assert_close(gradient, expected[key.removeprefix("_orig_mod.")], msg=key)
+    model.set_grad_checkpointing()
+    for key, gradient in seeded(model).items():
+        torch.testing.assert_close(gradient, expected[key], msg=key)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", DEMOS)
 @torch.no_grad()

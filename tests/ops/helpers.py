@@ -136,7 +136,8 @@ def transposed(x: Tensor) -> Tensor:
 
 def sliced_rows(x: Tensor) -> Tensor:
     """The same numbers as columns of wider rows, as B and C are columns of what x_proj gives."""
-    wider = torch.cat((torch.full_like(x[..., :3], float("nan")), x, x[..., :1]), dim=-1)
+    before = x.new_full((*x.shape[:-1], 3), float("nan"))
+    wider = torch.cat((before, x, x[..., :1]), dim=-1)
     return wider[..., 3:-1]
 
 

@@ -11,13 +11,13 @@ from localmamba.ops import residual_norm
 from localmamba.ops.reference import residual_norm_reference
 
 COMBINATIONS = [
-    " ".join(itertools.compress(("residual", "rotary", "centred"), chosen)) or "norm alone"
-    for chosen in itertools.product((0, 1), repeat=3)
+    " ".join(itertools.compress(("residual", "rotary", "centred", "scale"), chosen)) or "norm alone"
+    for chosen in itertools.product((0, 1), repeat=4)
 ]
 
 
 def norm_inputs(
-    present: str = "residual rotary centred",
+    present: str = "residual rotary centred scale",
     shape: tuple[int, ...] = (2, 21, 20),
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor | None]:
@@ -30,27 +30,29 @@ def norm_inputs(
         "bias": random(channels, seed=4) if "centred" in present else None,
         "cos": angles.cos() if "rotary" in present else None,
         "sin": angles.sin() if "rotary" in present else None,
+        "scale": random(shape[0], seed=6) if "scale" in present else None,
     }
 
 
 def assert_matches(inputs: dict[str, Tensor | None], dtype: torch.dtype = torch.float32) -> None:
-    """Both results and every gradient; the rotary tables have none."""
-    tables = {name: inputs[name] for name in ("cos", "sin")}
-    learned = {name: x for name, x in inputs.items() if name not in tables}
+    """Both results and every gradient; the rotary tables and factors have none."""
+    given = {name: inputs[name] for name in ("cos", "sin", "scale")}
+    learned = {name: x for name, x in inputs.items() if name not in given}
 
     def both(op):
-        return lambda **x: torch.cat([result.float() for result in op(**x, **tables)])
+        return lambda **x: torch.cat([result.float() for result in op(**x, **given)])
 
     def both_in_float64(**x):
-        return torch.cat(residual_norm_reference(**x, **tables))
+        return torch.cat(residual_norm_reference(**x, **given))
 
     assert_matches_reference(both(residual_norm), both_in_float64, learned, dtype)
 
 
-def test_reference_is_add_turn_and_norm() -> None:
+def test_reference_is_scale_add_turn_and_norm() -> None:
     inputs = in_float64(norm_inputs())
     angles = torch.atan2(inputs["sin"], inputs["cos"])[..., ::2]
-    pairs = torch.view_as_complex((inputs["hidden"] + inputs["residual"]).unflatten(-1, (-1, 2)))
+    added = inputs["hidden"] * inputs["scale"][:, None, None] + inputs["residual"]
+    pairs = torch.view_as_complex(added.unflatten(-1, (-1, 2)))
     expected = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
     norm = torch.nn.LayerNorm(20, dtype=torch.float64)
     norm.weight.data, norm.bias.data = inputs["weight"], inputs["bias"]
@@ -98,6 +100,24 @@ def test_one_result_alone_has_gradients_too() -> None:
         assert relative_error(hidden.grad, expected.grad) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_dropped_image_adds_nothing(dtype: torch.dtype) -> None:
+    inputs = norm_inputs("residual scale centred", (3, 2, 4, 6)) | {
+        "scale": torch.tensor([1, 0, 2])
+    }
+    inputs = {name: x if x is None else x.to(dtype) for name, x in inputs.items()}
+    hidden, residual = inputs["hidden"].requires_grad_(), inputs["residual"].requires_grad_()
+    scale = inputs["scale"].requires_grad_()
+    normed, stream = residual_norm(**inputs)
+    assert torch.equal(stream[1], residual[1])
+    (normed * torch.arange(6)).sum().backward()
+    assert not hidden.grad[1].any()
+    torch.testing.assert_close(
+        hidden.grad[[0, 2]], residual.grad[[0, 2]] * scale[[0, 2], None, None, None]
+    )
+    assert scale.grad is None
+
+
 def test_empty_batch() -> None:
     inputs = norm_inputs(shape=(0, 3, 4))
     weight = inputs["weight"].requires_grad_()
@@ -117,6 +137,8 @@ def test_empty_batch() -> None:
         ({"cos": random(1, 20, 20)}, "cos must be [1, 21, 20], got [1, 20, 20]"),
         ({"sin": random(21, 20)}, "sin must be [1, 21, 20], got [21, 20]"),
         ({"sin": random(1, 21, 10)}, "sin must be [1, 21, 20], got [1, 21, 10]"),
+        ({"scale": random(1)}, "scale must be [2], got [1]"),
+        ({"scale": random(2, 1, 1)}, "scale must be [2], got [2, 1, 1]"),
         ({"cos": None}, "cos and sin must be given together, got sin alone"),
         ({"sin": None}, "cos and sin must be given together, got cos alone"),
     ],
@@ -150,9 +172,9 @@ def test_compiles_whole_and_scripts(shape: tuple[int, ...], present: str) -> Non
 @pytest.mark.parametrize("present", [COMBINATIONS[0], COMBINATIONS[-1]])
 def test_operator_contract(present: str, dtype: torch.dtype) -> None:
     inputs = norm_inputs(present, (2, 3, 4), dtype)
-    *learned, cos, sin = inputs.values()
+    *learned, cos, sin, scale = inputs.values()
     tensors = [x if x is None else x.to(dtype).requires_grad_() for x in learned]
-    arguments = (*tensors, cos, sin, 1e-5, dtype)
+    arguments = (*tensors, cos, sin, scale, 1e-5, dtype)
     torch.library.opcheck(torch.ops.localmamba.residual_norm, arguments)
 
 

@@ -17,23 +17,25 @@ from .row_math import (
     normalise,
     normalise_backward,
     put_row,
+    scale_row,
     take_row,
     turn,
 )
 from .rows import Rows, floats, row, rows, whole_vectors
 from .threads import run
-from .vectors import LANES, VECTOR_BYTES, draw
+from .vectors import LANES, VECTOR_BYTES, draw, load_float
 
 _COST = 12
 """Vector operations for each vector of tokens, backward about twice as many."""
 
 
 class _Tokens(NamedTuple):
-    """Tokens of all images, in blocks of `block`; L of an image, which a rotary table has too."""
+    """Tokens of all images, in blocks of `block`; L of a rotary table; tokens of an image."""
 
     tokens: int
     block: int
     length: int
+    of_image: int
     channels: int
     eps: float
 
@@ -43,6 +45,7 @@ class _Parameters(NamedTuple):
     bias: Rows
     cos: Rows
     sin: Rows
+    scale: Rows
 
 
 @kernel
@@ -62,6 +65,9 @@ def norm_forward_kernel(
         start = task * shape.block
         for token in range(start, min(shape.tokens, start + shape.block)):
             take_row(row(hidden, 0, 0, token), channels, x)
+            if p.scale.base:
+                factor = load_float(row(p.scale, 0, 0, token // shape.of_image))
+                scale_row(factor, vectors, x)
             if residual.base:
                 take_row(row(residual, 0, 0, token), channels, other)
                 add(other, vectors, x)
@@ -80,9 +86,9 @@ def norm_forward_kernel(
 
 @kernel
 def norm_backward_kernel(
-    counter, tasks, scratch, shape, dnormed, dstream, stream, parameters, dx, copy, sums
+    counter, tasks, scratch, shape, dnormed, dstream, stream, parameters, dhidden, dresidual, sums
 ):
-    """Writes the gradient of the sum twice; scratch: g, x, table, weight, and two sums."""
+    """Scratch: g, x, table, weight, and two sums."""
     channels, vectors = shape.channels, whole_vectors(shape.channels)
     size, p = vectors * VECTOR_BYTES, parameters
     g, x, other = scratch, scratch + size, scratch + 2 * size
@@ -107,8 +113,12 @@ def norm_backward_kernel(
                 take_row(row(p.cos, 0, 0, token % shape.length), channels, other)
                 take_row(row(p.sin, 0, 0, token % shape.length), channels, x)
                 turn(g, other, x, -ONE, vectors)
-            put_row(g, channels, row(dx, 0, 0, token))
-            put_row(g, channels, row(copy, 0, 0, token))
+            if dresidual.base:
+                put_row(g, channels, row(dresidual, 0, 0, token))
+            if p.scale.base:
+                factor = load_float(row(p.scale, 0, 0, token // shape.of_image))
+                scale_row(factor, vectors, g)
+            put_row(g, channels, row(dhidden, 0, 0, token))
         put_row(parts, channels, row(sums, 0, task, 0))
         put_row(parts + size, channels, row(sums, 0, task, 1))
         task = draw(counter)
@@ -124,19 +134,21 @@ def _tokens_of(x, eps: float) -> tuple[_Tokens, int]:
     length, channels = x.shape[-2:]
     tokens = x.shape[:-1].numel()
     block = max(16, -(-tokens // 256))
-    return _Tokens(tokens, block, length, channels, eps), -(-tokens // block)
+    of_image = x.shape[1:-1].numel()
+    return _Tokens(tokens, block, length, of_image, channels, eps), -(-tokens // block)
 
 
-def _parameters_of(weight, bias, cos, sin) -> tuple[_Parameters, list]:
-    tensors = [floats(weight), floats(bias), _flat(cos), _flat(sin)]
-    axes = ("", "", "t", "t")
+def _parameters_of(weight, bias, cos, sin, scale) -> tuple[_Parameters, list]:
+    column = None if scale is None else scale[:, None]  # [B, 1]
+    tensors = [floats(weight), floats(bias), _flat(cos), _flat(sin), floats(column)]
+    axes = ("", "", "t", "t", "t")
     return _Parameters(*(rows(x, names) for x, names in zip(tensors, axes, strict=True))), tensors
 
 
-def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):
+def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
     """See `ops.backends`."""
     shape, tasks = _tokens_of(hidden, eps)
-    parameters, _alive = _parameters_of(weight, bias, cos, sin)
+    parameters, _alive = _parameters_of(weight, bias, cos, sin, scale)
     inputs = [_flat(hidden), _flat(residual)]
     normed, stream = (torch.empty(shape.tokens, shape.channels) for _ in range(2))
     vectors = -(-shape.channels // LANES)
@@ -155,12 +167,15 @@ def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):
     return normed.to(dtype).view(hidden.shape), stream.view(hidden.shape)
 
 
-def norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype):
+def norm_backward(
+    dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype, has_residual
+):
     """See `ops.backends`."""
     shape, tasks = _tokens_of(stream, eps)
-    parameters, _alive = _parameters_of(weight, bias, cos, sin)
+    parameters, _alive = _parameters_of(weight, bias, cos, sin, scale)
     inputs = [_flat(dnormed), _flat(dstream), _flat(stream)]
-    dx, copy = (torch.empty(shape.tokens, shape.channels) for _ in range(2))
+    dhidden = torch.empty(shape.tokens, shape.channels)
+    dresidual = torch.empty_like(dhidden) if has_residual else None
     sums = torch.empty(tasks, 2, shape.channels)
     vectors = -(-shape.channels // LANES)
     run(
@@ -171,14 +186,14 @@ def norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_
         shape,
         *(rows(x, "t") for x in inputs),
         parameters,
-        rows(dx, "t"),
-        rows(copy, "t"),
+        rows(dhidden, "t"),
+        rows(dresidual, "t"),
         rows(sums, "kt"),
     )
     dweight, dbias = sums.sum(0)
     return (
-        copy.to(hidden_dtype).view(stream.shape),
-        dx.view(stream.shape),
+        dhidden.to(hidden_dtype).view(stream.shape),
+        None if dresidual is None else dresidual.view(stream.shape),
         dweight.to(weight.dtype),
         None if bias is None else dbias.to(bias.dtype),
     )

@@ -141,6 +141,14 @@ def multiply(x, y, factor, vectors, to):
 
 
 @function
+def scale_row(factor, vectors, x):
+    """Multiplies a row by a number, in place."""
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
+        store_vector(x + at, load_vector(x + at) * factor)
+
+
+@function
 def add_product(x, y, factor, vectors, to):
     """Adds the product of two rows and a number to a row."""
     for i in range(vectors):

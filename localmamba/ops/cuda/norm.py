@@ -1,4 +1,4 @@
-"""Residual add, rotary turn and RMS norm in one pass (Triton), forward and backward."""
+"""Residual add, rotary turn and norm in one pass (Triton), forward and backward."""
 
 import torch
 import triton
@@ -24,16 +24,26 @@ def _turn(b_x, p_cos, p_sin, m, SIGN: tl.constexpr, BT: tl.constexpr, BD: tl.con
 
 
 @triton.jit
+def _scale_images(b_x, scale, o_t, rows, image):
+    """Multiplies each row by the factor of its image, of `image` rows."""
+    b_scale = tl.load(scale + o_t // image, mask=o_t < rows, other=0.0).to(tl.float32)
+    return b_x * b_scale[:, None]
+
+
+@triton.jit
 def norm_forward_kernel(
-    hidden, residual, weight, bias, cos, sin, normed, stream, rows, length, channels, eps,
+    hidden, residual, weight, bias, cos, sin, scale, normed, stream,
+    rows, length, image, channels, eps,
     HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, ROTARY: tl.constexpr,
-    BT: tl.constexpr, BD: tl.constexpr,
+    SCALED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     o_t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     o_d = tl.arange(0, BD)
     m = (o_t < rows)[:, None] & (o_d < channels)[None, :]
     o_x = o_t[:, None] * channels + o_d[None, :]
     b_x = tl.load(hidden + o_x, mask=m, other=0.0).to(tl.float32)
+    if SCALED:
+        b_x = _scale_images(b_x, scale, o_t, rows, image)
     if HAS_RESIDUAL:
         b_x += tl.load(residual + o_x, mask=m, other=0.0).to(tl.float32)
     if ROTARY:
@@ -53,10 +63,10 @@ def norm_forward_kernel(
 
 @triton.jit
 def norm_backward_kernel(
-    dnormed, dstream, stream, weight, cos, sin, dhidden, dresidual, dweight, dbias,
-    rows, length, channels, share, eps,
-    HAS_DSTREAM: tl.constexpr, CENTRED: tl.constexpr, ROTARY: tl.constexpr,
-    BT: tl.constexpr, BD: tl.constexpr,
+    dnormed, dstream, stream, weight, cos, sin, scale, dhidden, dresidual, dweight, dbias,
+    rows, length, image, channels, share, eps,
+    HAS_DSTREAM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr,
+    ROTARY: tl.constexpr, SCALED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
     o_d = tl.arange(0, BD)
@@ -86,8 +96,11 @@ def norm_backward_kernel(
         if ROTARY:
             o_table = (o_t % length)[:, None] * channels + o_d[None, :]
             b_g = _turn(b_g, cos + o_table, sin + o_table, m, -1.0, BT, BD)
+        if HAS_RESIDUAL:
+            tl.store(dresidual + o_x, b_g, mask=m)
+        if SCALED:
+            b_g = _scale_images(b_g, scale, o_t, rows, image)
         tl.store(dhidden + o_x, b_g, mask=m)
-        tl.store(dresidual + o_x, b_g, mask=m)
     tl.store(dweight + i_p * channels + o_d, b_dweight, mask=o_d < channels)
     if CENTRED:
         tl.store(dbias + i_p * channels + o_d, b_dbias, mask=o_d < channels)
@@ -99,10 +112,10 @@ def _row_block(channels: int) -> tuple[int, int]:
     return block, max(1, 512 // block)
 
 
-def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):
+def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
     hidden, weight = hidden.contiguous(), weight.contiguous()
-    residual, bias, cos, sin = (
-        x if x is None else x.contiguous() for x in (residual, bias, cos, sin)
+    residual, bias, cos, sin, scale = (
+        x if x is None else x.contiguous() for x in (residual, bias, cos, sin, scale)
     )
     length, channels = hidden.shape[-2:]
     rows = hidden.numel() // channels
@@ -112,21 +125,26 @@ def norm_forward(hidden, residual, weight, bias, cos, sin, eps, dtype):
         block, tile = _row_block(channels)
         with device_of(hidden):
             norm_forward_kernel[(triton.cdiv(rows, tile),)](
-                hidden, residual, weight, bias, cos, sin, normed, stream,
-                rows, length, channels, eps,
+                hidden, residual, weight, bias, cos, sin, scale, normed, stream,
+                rows, length, hidden.shape[1:-1].numel(), channels, eps,
                 HAS_RESIDUAL=residual is not None, CENTRED=bias is not None,
-                ROTARY=cos is not None, BT=tile, BD=block, num_warps=max(1, block // 2048),
+                ROTARY=cos is not None, SCALED=scale is not None,
+                BT=tile, BD=block, num_warps=max(1, block // 2048),
             )  # fmt: skip
     return normed, stream
 
 
-def norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_dtype):
+def norm_backward(
+    dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype, has_residual
+):
     dnormed, weight = dnormed.contiguous(), weight.contiguous()
-    dstream, cos, sin = (x if x is None else x.contiguous() for x in (dstream, cos, sin))
+    dstream, cos, sin, scale = (
+        x if x is None else x.contiguous() for x in (dstream, cos, sin, scale)
+    )
     length, channels = stream.shape[-2:]
     rows = stream.numel() // channels
     dhidden = torch.empty(stream.shape, dtype=hidden_dtype, device=stream.device)
-    dresidual = torch.empty_like(stream)
+    dresidual = torch.empty_like(stream) if has_residual else None
     block, tile = _row_block(channels)
     share = max(triton.cdiv(triton.cdiv(rows, PROGRAMS), tile) * tile, 1)
     programs = triton.cdiv(rows, share)
@@ -135,9 +153,11 @@ def norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, eps, hidden_
     if rows > 0:
         with device_of(stream):
             norm_backward_kernel[(programs,)](
-                dnormed, dstream, stream, weight, cos, sin, dhidden, dresidual, sums[0], sums[-1],
-                rows, length, channels, share, eps,
-                HAS_DSTREAM=dstream is not None, CENTRED=bias is not None, ROTARY=cos is not None,
+                dnormed, dstream, stream, weight, cos, sin, scale,
+                dhidden, dresidual, sums[0], sums[-1],
+                rows, length, stream.shape[1:-1].numel(), channels, share, eps,
+                HAS_DSTREAM=dstream is not None, HAS_RESIDUAL=has_residual,
+                CENTRED=bias is not None, ROTARY=cos is not None, SCALED=scale is not None,
                 BT=tile, BD=block, num_warps=max(1, block // 2048),
             )  # fmt: skip
     dweight, *dbias = sum_partials(sums, 1, torch.float32)
