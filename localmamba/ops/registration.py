@@ -52,8 +52,18 @@ class Op:
         """The gradient formula and what it needs from the forward pass.
 
         What `torch.library.register_autograd` does, without what it does at every call for schemas
-        with default values, keyword arguments and lists of tensors: these ops have none.
+        with default values, keyword arguments and lists of tensors.
+
+        Raises:
+            TypeError: If the schema has one of those.
         """
+        for argument in self.overload._schema.arguments:
+            lists = argument.type.isSubtypeOf(torch._C.ListType.ofTensors())
+            if argument.has_default_value() or argument.kwarg_only or lists:
+                raise TypeError(
+                    f"{self.name}: arguments with a default value, keyword-only or lists of "
+                    f"tensors have no gradients here, got {argument.name}"
+                )
         formula = _formula(self, backward, setup_context)
 
         def rule(keys, *args):
