@@ -7,6 +7,8 @@ from torch import Tensor
 
 _LIBRARY = torch.library.Library("localmamba", "DEF")
 
+_BELOW_AUTOGRAD = torch._C._after_autograd_keyset
+
 
 class Op:
     """A custom op of this package, defined by its schema and one function for all devices.
@@ -47,10 +49,46 @@ class Op:
         return function
 
     def register_autograd(self, backward: Callable, setup_context: Callable) -> None:
-        """The gradient formula and what it needs from the forward pass."""
-        torch.library.register_autograd(
-            self.qualified_name, backward, setup_context=setup_context, lib=_LIBRARY
-        )
+        """The gradient formula and what it needs from the forward pass.
+
+        What `torch.library.register_autograd` does, without what it does at every call for schemas
+        with default values, keyword arguments and lists of tensors.
+
+        Raises:
+            TypeError: If the schema has one of those.
+        """
+        for argument in self.overload._schema.arguments:
+            lists = argument.type.isSubtypeOf(torch._C.ListType.ofTensors())
+            if argument.has_default_value() or argument.kwarg_only or lists:
+                raise TypeError(
+                    f"{self.name}: arguments with a default value, keyword-only or lists of "
+                    f"tensors have no gradients here, got {argument.name}"
+                )
+        formula = _formula(self, backward, setup_context)
+
+        def rule(keys, *args):
+            if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+                return formula.apply(keys, *args)
+            with torch._C._AutoDispatchBelowAutograd():
+                return self.overload.redispatch(keys & _BELOW_AUTOGRAD, *args)
+
+        _LIBRARY.impl(self.name, rule, "Autograd", with_keyset=True)
+
+
+def _formula(op: Op, backward: Callable, setup_context: Callable) -> type[torch.autograd.Function]:
+    """An op as an autograd function, whose first argument is the dispatch keys of the call."""
+
+    def run(ctx, keys, *args):
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op.overload.redispatch(keys & _BELOW_AUTOGRAD, *args)
+        setup_context(ctx, args, output)
+        return output
+
+    def run_backward(ctx, *gradients):
+        return None, *backward(ctx, *gradients)
+
+    methods = {"forward": staticmethod(run), "backward": staticmethod(run_backward)}
+    return type(op.name, (torch.autograd.Function,), methods)
 
 
 def define_op(schema: str) -> Callable[[Callable], Op]:

@@ -30,6 +30,13 @@ FACTORS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    """The compiler runs, and leaves nothing in the user's cache."""
+    monkeypatch.setenv("LOCALMAMBA_CACHE", str(tmp_path))
+    nvrtc._cubin.cache_clear()
+
+
 def covering_pairs(factors: dict[str, tuple]) -> list[dict]:
     """Combinations in which any two values of different factors meet at least once."""
     rows = [dict(zip(factors, values, strict=True)) for values in product(*factors.values())]

@@ -1,6 +1,7 @@
 """CUDA C++ compiled at run time by NVRTC, which PyTorch's own wheels bring: no compiler is needed.
 
-`cuda.bindings`, a dependency of PyTorch, is NVIDIA's Python interface to NVRTC and the driver.
+`cuda.bindings`, a dependency of PyTorch, is NVIDIA's Python interface to NVRTC and the driver. A
+variant of scan.cu takes seconds to compile, so what is compiled is kept on disk (disk_cache.py).
 """
 
 import ctypes
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .disk_cache import cached
 
 _SOURCE = Path(__file__).with_name("scan.cu")
 
@@ -39,11 +42,19 @@ def _check(result):
 
 @lru_cache(maxsize=256)
 def _cubin(defines: tuple[tuple[str, int], ...], capability: tuple[int, int]) -> bytes:
+    """scan.cu in the code of a GPU, from the disk if it was ever compiled so."""
     from cuda.bindings import nvrtc
 
     options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17"]
     options += [f"-D{name}={value}" for name, value in defines]
     source = _SOURCE.read_bytes()
+    key = repr((nvrtc.nvrtcVersion()[1:], options, source))
+    return cached(key, lambda: _compile(source, options))
+
+
+def _compile(source: bytes, options: list[str]) -> bytes:
+    from cuda.bindings import nvrtc
+
     program = _check(nvrtc.nvrtcCreateProgram(source, b"scan.cu", 0, [], []))
     encoded = [option.encode() for option in options]
     error = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)[0]
