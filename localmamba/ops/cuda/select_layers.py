@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import WAVE, device_of, program_of_three, program_of_two, sigmoid
+from .tiles import load
 
 ROWS = 16
 """Rows of a program."""
@@ -83,11 +84,6 @@ def product(b_x, b_y, b_sum):
 @triton.jit
 def gelu(x):
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-
-
-@triton.jit
-def load(pointers, mask):
-    return tl.load(pointers, mask=mask, other=0.0)
 
 
 @triton.jit

@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from .common import device_of, program_of_three, program_of_two
-from .select_layers import ROWS, gelu, load, product, row_offsets, sizes_of, sum_of_parts
+from .select_layers import ROWS, gelu, product, row_offsets, sizes_of, sum_of_parts
+from .tiles import load
 
 _PROGRAMS = 64
 """Of the kernel for the parameters, at least, while tiles can be smaller."""
