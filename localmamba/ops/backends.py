@@ -37,6 +37,7 @@ Gradients come in the dtype and shape of the inputs.
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -59,7 +60,12 @@ def backend_name(x: torch.Tensor) -> str:
 
 def backend(x: torch.Tensor) -> ModuleType:
     """The kernels that serve `x`, imported at first use."""
-    return importlib.import_module(backend_name(x), __package__)
+    return _imported(backend_name(x))
+
+
+@cache
+def _imported(name: str) -> ModuleType:
+    return importlib.import_module(name, __package__)
 
 
 def states_shape(u: torch.Tensor, A: torch.Tensor, steps: int, save: bool) -> tuple[int, ...]:

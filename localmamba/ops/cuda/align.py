@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends import round_up
-from .common import device_of
+from .common import cdiv, device_of
 
 _BLOCK = 1024
 
@@ -39,7 +39,7 @@ def align_weights(x_proj: Tensor, dt_weight: Tensor, dtype: torch.dtype) -> tupl
     x_out = torch.empty((directions, width, channels), dtype=dtype, device=x_proj.device)
     dt_out = torch.empty((directions, channels, columns), dtype=dtype, device=x_proj.device)
     with device_of(x_proj):
-        align_kernel[(triton.cdiv(max(x_out.numel(), dt_out.numel()), _BLOCK),)](
+        align_kernel[(cdiv(max(x_out.numel(), dt_out.numel()), _BLOCK),)](
             x_proj, dt_weight, x_out, dt_out, x_out.numel(), dt_out.numel(),
             rank, columns, width, channels, BLOCK=_BLOCK, num_warps=4,
         )  # fmt: skip

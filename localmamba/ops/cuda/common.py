@@ -1,5 +1,6 @@
 """What the Triton kernels share: scalar functions, one step of the recurrence, launch shapes."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -123,20 +124,31 @@ class Launch(NamedTuple):
     """Kept-state chunks of a segment."""
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up. On the host Triton's own takes longer than a short PyTorch call."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is not below n; the same of it."""
+    return 1 << (n - 1).bit_length()
+
+
+@lru_cache(maxsize=256)
 def scan_launch(batch: int, directions: int, channels: int, states: int, chunks: int) -> Launch:
     """Many sequences: one program each. Few long ones: time is cut into segments as well."""
-    block = min(32, triton.next_power_of_2(channels))
-    states = triton.next_power_of_2(states)
-    programs = batch * directions * triton.cdiv(channels, block)
+    block = min(32, next_power_of_2(channels))
+    states = next_power_of_2(states)
+    programs = batch * directions * cdiv(channels, block)
     segments = 1
     if 0 < programs < 2 * WAVE and chunks > 1:
-        segments = min(chunks, triton.cdiv(8 * WAVE, programs))
-    segment_chunks = max(triton.cdiv(chunks, segments), 1)
+        segments = min(chunks, cdiv(8 * WAVE, programs))
+    segment_chunks = max(cdiv(chunks, segments), 1)
     return Launch(
         channels=block,
         states=states,
         warps=max(1, states // 16),
-        segments=triton.cdiv(chunks, segment_chunks),
+        segments=cdiv(chunks, segment_chunks),
         segment_chunks=segment_chunks,
     )
 
@@ -160,4 +172,6 @@ def sequence_strides(x: Tensor) -> tuple[int, int, int]:
 
 def device_of(x: Tensor):
     """A context in which kernels launch on the device of x."""
-    return torch.cuda.device(x.device) if x.is_cuda else torch.autograd.profiler.record_function("")
+    if x.is_cuda:
+        return torch.cuda.device(x.get_device())
+    return torch.autograd.profiler.record_function("")

@@ -12,7 +12,9 @@ from ..registration import in_dtypes
 from .common import (
     WAVE,
     as_read,
+    cdiv,
     device_of,
+    next_power_of_2,
     program_of_three,
     sigmoid,
     silu_slope,
@@ -155,8 +157,8 @@ def conv_forward(x, weight, bias, index):
     u = scan_major(batch, directions, steps, channels, like=x)
     if u.numel() == 0:
         return u
-    block = min(128, triton.next_power_of_2(channels))
-    blocks = triton.cdiv(steps, _STEPS) * triton.cdiv(channels, block)
+    block = min(128, next_power_of_2(channels))
+    blocks = cdiv(steps, _STEPS) * cdiv(channels, block)
     with device_of(x):
         conv_forward_kernel[(blocks * batch * directions,)](
             x, weight, bias, index, u, x.stride(0), x.stride(1), *u.stride()[:3],
@@ -167,9 +169,9 @@ def conv_forward(x, weight, bias, index):
 
 def _tiles(steps: int, sequences: int) -> int:
     """Tiles of a program of the backward kernel, for so many sequences of so many steps."""
-    tiles = max(triton.cdiv(steps, _TILE), 1)
-    blocks = min(triton.cdiv(tiles, _TILES), triton.cdiv(_PROGRAMS, max(sequences, 1)))
-    return triton.cdiv(tiles, blocks)
+    tiles = max(cdiv(steps, _TILE), 1)
+    blocks = min(cdiv(tiles, _TILES), cdiv(_PROGRAMS, max(sequences, 1)))
+    return cdiv(tiles, blocks)
 
 
 def conv_backward(du, x, weight, bias, index):
@@ -178,10 +180,10 @@ def conv_backward(du, x, weight, bias, index):
     batch, length, channels = x.shape
     directions, steps = index.shape
     width = weight.shape[2]
-    block = min(128, triton.next_power_of_2(channels))
-    channel_blocks = triton.cdiv(channels, block)
+    block = min(128, next_power_of_2(channels))
+    channel_blocks = cdiv(channels, block)
     tiles = _tiles(steps, batch * directions * channel_blocks)
-    blocks = triton.cdiv(steps, tiles * _TILE)
+    blocks = cdiv(steps, tiles * _TILE)
     dx = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
     dpre = torch.empty((batch, directions, steps, channels), dtype=du.dtype, device=x.device)
     inverse = torch.empty((directions, length), dtype=torch.int32, device=x.device)
@@ -193,13 +195,11 @@ def conv_backward(du, x, weight, bias, index):
                 du, x, weight, bias, index, dpre, sums,
                 *du.stride()[:3], x.stride(0), x.stride(1),
                 directions, steps, channels, blocks, tiles,
-                BT=_TILE, BD=block, W=width, BW=triton.next_power_of_2(width),
+                BT=_TILE, BD=block, W=width, BW=next_power_of_2(width),
                 num_warps=1,
             )  # fmt: skip
-            invert_kernel[(triton.cdiv(steps, 128), directions)](
-                index, inverse, steps, length, BT=128
-            )
-            taps_backward_kernel[(triton.cdiv(length, _STEPS) * channel_blocks * batch,)](
+            invert_kernel[(cdiv(steps, 128), directions)](index, inverse, steps, length, BT=128)
+            taps_backward_kernel[(cdiv(length, _STEPS) * channel_blocks * batch,)](
                 dpre, weight, inverse, dx, directions, steps, length, channels,
                 BT=_STEPS, BD=block, W=width, num_warps=4,
             )  # fmt: skip

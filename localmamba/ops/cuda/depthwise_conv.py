@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from ..registration import in_dtypes
-from .common import WAVE, device_of, sigmoid, silu_slope, store, unit_stride
+from .common import WAVE, cdiv, device_of, next_power_of_2, sigmoid, silu_slope, store, unit_stride
 from .partials import sum_partials
 
 _ROWS, _COLUMNS, _CHANNELS = 7, 8, 64
@@ -45,11 +45,11 @@ class _Launch(NamedTuple):
 
 def _launch(batch: int, height: int, width: int, channels: int, size: int) -> _Launch:
     """Units of one row each where there are few, or where more taps would not fit registers."""
-    block = min(_CHANNELS, triton.next_power_of_2(channels))
-    strips, channel_blocks = triton.cdiv(width, _COLUMNS), triton.cdiv(channels, block)
-    units = batch * strips * triton.cdiv(height, _ROWS)
+    block = min(_CHANNELS, next_power_of_2(channels))
+    strips, channel_blocks = cdiv(width, _COLUMNS), cdiv(channels, block)
+    units = batch * strips * cdiv(height, _ROWS)
     rows = _ROWS if size <= 3 and units * channel_blocks >= 2 * WAVE else 1
-    bands = triton.cdiv(height, rows)
+    bands = cdiv(height, rows)
     return _Launch(
         rows=rows,
         channels=block,
@@ -203,8 +203,8 @@ def depthwise_backward(dy, x, weight, bias):
     batch, height, width, channels = x.shape
     launch = _launch(batch, height, width, channels, size)
     # Two programs a scheduler: each adds up the parameters' gradients over its share of the units.
-    share = max(1, triton.cdiv(launch.units * launch.channel_blocks, 2 * WAVE))
-    programs = triton.cdiv(launch.units, share)
+    share = max(1, cdiv(launch.units * launch.channel_blocks, 2 * WAVE))
+    programs = cdiv(launch.units, share)
     registers = _REGISTERS if x.element_size() == 2 and size <= 3 else None
     dpre = torch.empty(x.shape, dtype=dy.dtype, device=x.device)
     sums = torch.empty((programs, (size**2 + 1) * channels), dtype=torch.float32, device=x.device)

@@ -11,7 +11,15 @@ import triton
 import triton.language as tl
 
 from ..registration import in_dtypes
-from .common import device_of, program_of_three, program_of_two, sigmoid, silu_slope, unit_stride
+from .common import (
+    cdiv,
+    device_of,
+    program_of_three,
+    program_of_two,
+    sigmoid,
+    silu_slope,
+    unit_stride,
+)
 from .merge import optional_contiguous, weighed, weighed_sum
 from .partials import sum_partials
 from .select_layers_backward import backward_of_parts
@@ -187,7 +195,7 @@ def _sum_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_
     tile = tiling(directions, channels)
     # Partial sums of the norm's gradients are why a program takes more than a tile.
     tokens = tile.tokens if norm_weight is None else max(_TOKENS, tile.tokens)
-    blocks = triton.cdiv(length, tokens)
+    blocks = cdiv(length, tokens)
     dsum = torch.empty((batch, length, channels), dtype=y.dtype, device=y.device)
     dz = None if z is None else torch.empty_like(dsum, dtype=z.dtype)
     dnorm = None
@@ -207,9 +215,9 @@ def _sum_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_
 def _channel_weights_parts(dsum, y, token_weights):
     """The gradient of the channel weights in parts, [B, K, parts, D]."""
     batch, directions, length, channels = y.shape
-    blocks = triton.cdiv(length, _WEIGHT_TOKENS)
+    blocks = cdiv(length, _WEIGHT_TOKENS)
     dchannel = torch.empty((batch, directions, blocks, channels), device=y.device)
-    programs = triton.cdiv(channels, _WEIGHT_CHANNELS) * blocks * batch * directions
+    programs = cdiv(channels, _WEIGHT_CHANNELS) * blocks * batch * directions
     channel_weights_backward_kernel[(programs,)](
         dsum, y, token_weights, dchannel, *_strides(dsum), directions, length, channels, blocks,
         HAS_TOKEN=token_weights is not None, TOKENS=_WEIGHT_TOKENS, BT=16, BD=_WEIGHT_CHANNELS,
@@ -227,7 +235,7 @@ def _branch_backward(y, dsum, channel_weights, token_weights, dmeans, z, dz, eps
         dtoken = torch.empty((batch, directions, length), device=y.device)
     if z is not None and dz is None:
         dz = torch.empty((batch, length, channels), dtype=z.dtype, device=y.device)
-    branch_backward_kernel[(triton.cdiv(length, tile.tokens) * batch,)](
+    branch_backward_kernel[(cdiv(length, tile.tokens) * batch,)](
         dsum, y, channel_weights, token_weights, dmeans, z, dy, dtoken, dz, *_strides(dsum, z),
         directions, length, channels, eps,
         HAS_SUM=dsum is not None, HAS_CHANNEL=channel_weights is not None,

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import device_of, program_of_two, sigmoid, store, unit_stride
+from .common import cdiv, device_of, program_of_two, sigmoid, store, unit_stride
 from .tiles import (
     WIDTH,
     channel_offsets,
@@ -98,7 +98,7 @@ def merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, 
     if out.numel() > 0:
         tile = tiling(directions, channels)
         with device_of(y):
-            merge_forward_kernel[(triton.cdiv(length, tile.tokens) * batch,)](
+            merge_forward_kernel[(cdiv(length, tile.tokens) * batch,)](
                 y, channel_weights, token_weights, z, norm_weight, norm_bias, out,
                 *((0, 0) if z is None else z.stride()[:2]), directions, length, channels, eps,
                 HAS_CHANNEL=channel_weights is not None, HAS_TOKEN=token_weights is not None,

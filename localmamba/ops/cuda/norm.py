@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import device_of, store
+from .common import cdiv, device_of, next_power_of_2, store
 from .partials import sum_partials
 
 PROGRAMS = 1024
@@ -108,7 +108,7 @@ def norm_backward_kernel(
 
 def _row_block(channels: int) -> tuple[int, int]:
     """Channels rounded up to a power of two, and rows of a tile for one warp."""
-    block = max(2, triton.next_power_of_2(channels))
+    block = max(2, next_power_of_2(channels))
     return block, max(1, 512 // block)
 
 
@@ -124,7 +124,7 @@ def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
     if rows > 0:
         block, tile = _row_block(channels)
         with device_of(hidden):
-            norm_forward_kernel[(triton.cdiv(rows, tile),)](
+            norm_forward_kernel[(cdiv(rows, tile),)](
                 hidden, residual, weight, bias, cos, sin, scale, normed, stream,
                 rows, length, hidden.shape[1:-1].numel(), channels, eps,
                 HAS_RESIDUAL=residual is not None, CENTRED=bias is not None,
@@ -146,8 +146,8 @@ def norm_backward(
     dhidden = torch.empty(stream.shape, dtype=hidden_dtype, device=stream.device)
     dresidual = torch.empty_like(stream) if has_residual else None
     block, tile = _row_block(channels)
-    share = max(triton.cdiv(triton.cdiv(rows, PROGRAMS), tile) * tile, 1)
-    programs = triton.cdiv(rows, share)
+    share = max(cdiv(cdiv(rows, PROGRAMS), tile) * tile, 1)
+    programs = cdiv(rows, share)
     sums = (1 if bias is None else 2, programs, channels)  # of the weight, then of the bias
     sums = torch.empty(sums, dtype=torch.float32, device=stream.device)
     if rows > 0:

@@ -107,7 +107,7 @@ def launch(
     _check(
         driver.cuLaunchKernel(
             _function(name, defines, device), *grid, 1, threads, 1, 1, 0,
-            torch.cuda.current_stream(device).cuda_stream, 0, ctypes.addressof(extra),
+            torch._C._cuda_getCurrentRawStream(device), 0, ctypes.addressof(extra),
         )
     )  # fmt: skip
 

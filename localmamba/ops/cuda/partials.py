@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import WAVE, device_of, program_of_three
+from .common import WAVE, cdiv, device_of, next_power_of_2, program_of_three
 
 _TILE = 4096
 """Elements of a tile."""
@@ -62,11 +62,11 @@ def _view(shape: torch.Size, axes: tuple[int, ...]) -> _View:
 
 def _tile(view: _View) -> tuple[int, int]:
     """Rows and columns of a tile: as many columns as leave half a wave of programs."""
-    columns = min(_WIDEST, triton.next_power_of_2(view.columns))
+    columns = min(_WIDEST, next_power_of_2(view.columns))
     outputs = view.outer * view.middle
-    while columns > _NARROWEST and outputs * triton.cdiv(view.columns, columns) < WAVE // 2:
+    while columns > _NARROWEST and outputs * cdiv(view.columns, columns) < WAVE // 2:
         columns //= 2
-    rows = triton.next_power_of_2(max(view.rows * view.inner_rows, 1))
+    rows = next_power_of_2(max(view.rows * view.inner_rows, 1))
     return min(rows, max(1, _TILE // columns)), columns
 
 
@@ -85,7 +85,7 @@ def sum_partials(x: Tensor, axes: int | tuple[int, ...], dtype: torch.dtype) -> 
         return out
     view = _view(x.shape, axes)
     rows, columns = _tile(view)
-    programs = triton.cdiv(view.columns, columns) * view.middle * view.outer
+    programs = cdiv(view.columns, columns) * view.middle * view.outer
     with device_of(x):
         sum_partials_kernel[(programs,)](
             x, out, *view[1:], BR=rows, BC=columns,

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import device_of, program_of_two, sigmoid, unit_stride
+from .common import cdiv, device_of, program_of_two, sigmoid, unit_stride
 from .partials import sum_partials
 from .tiles import (
     WIDTH,
@@ -54,12 +54,12 @@ def pool_forward(y, z, eps):
     y = y.contiguous()
     z = z if z is None else unit_stride(z)
     batch, directions, length, channels = y.shape
-    blocks = triton.cdiv(length, _TOKENS)
+    blocks = cdiv(length, _TOKENS)
     sums = torch.empty((batch, directions, blocks, channels), dtype=torch.float32, device=y.device)
     if y.numel() > 0:
         tile = tiling(directions, channels, at_once=2)
         with device_of(y):
-            pool_forward_kernel[(blocks * batch, triton.cdiv(directions, tile.directions))](
+            pool_forward_kernel[(blocks * batch, cdiv(directions, tile.directions))](
                 y, z, sums, *((0, 0) if z is None else z.stride()[:2]),
                 directions, length, channels, blocks, eps,
                 HAS_Z=z is not None, TOKENS=_TOKENS, **tile.arguments(),

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import device_of, program_of_two
+from .common import cdiv, device_of, program_of_two
 from .partials import sum_partials
 
 _ROWS = 32
@@ -62,7 +62,7 @@ def sum_blocks(x: Tensor, out: Tensor) -> None:
     directions, batch, blocks, rows, width = x.shape
     if out.numel() > 0:
         with device_of(x):
-            sum_blocks_kernel[(triton.cdiv(rows, _ROWS) * directions * batch,)](
+            sum_blocks_kernel[(cdiv(rows, _ROWS) * directions * batch,)](
                 x, out, out.stride(1), out.stride(0), out.stride(2), batch, blocks, rows,
                 WIDTH=width, BT=_ROWS, num_warps=2,
             )  # fmt: skip

@@ -13,7 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import WAVE, device_of, program_of_three, program_of_two, sigmoid
+from .common import (
+    WAVE,
+    cdiv,
+    device_of,
+    next_power_of_2,
+    program_of_three,
+    program_of_two,
+    sigmoid,
+)
 from .tiles import load
 
 ROWS = 16
@@ -62,13 +70,13 @@ def _tile(width: int) -> dict[str, int]:
 def sizes_of(means: Tensor, reduce_weight: Tensor) -> Sizes:
     width, channels = reduce_weight.shape
     rows = means.numel() // channels
-    tile_width = min(_WIDTH, max(16, triton.next_power_of_2(width)))
-    row_tiles, width_tiles = triton.cdiv(rows, ROWS), triton.cdiv(width, tile_width)
-    channel_tiles = triton.cdiv(channels, _CHANNELS)
+    tile_width = min(_WIDTH, max(16, next_power_of_2(width)))
+    row_tiles, width_tiles = cdiv(rows, ROWS), cdiv(width, tile_width)
+    channel_tiles = cdiv(channels, _CHANNELS)
     # Half a wave: two programs a multiprocessor.
-    splits = triton.cdiv(WAVE // 2, max(row_tiles * width_tiles, 1))
-    share = triton.cdiv(channel_tiles, min(splits, _SPLITS))
-    splits = triton.cdiv(channel_tiles, share)
+    splits = cdiv(WAVE // 2, max(row_tiles * width_tiles, 1))
+    share = cdiv(channel_tiles, min(splits, _SPLITS))
+    splits = cdiv(channel_tiles, share)
     return Sizes(
         rows, channels, width, row_tiles, channel_tiles, width_tiles, tile_width, splits,
         share * _CHANNELS,

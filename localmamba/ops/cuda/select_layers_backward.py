@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import device_of, program_of_three, program_of_two
+from .common import cdiv, device_of, next_power_of_2, program_of_three, program_of_two
 from .select_layers import ROWS, gelu, product, row_offsets, sizes_of, sum_of_parts
 from .tiles import load
 
@@ -151,7 +151,7 @@ def _parameters_tile(channels, width):
     tile, tile_width = 64, 32
 
     def programs():
-        return triton.cdiv(channels, tile) * triton.cdiv(width, tile_width)
+        return cdiv(channels, tile) * cdiv(width, tile_width)
 
     while tile > 16 and programs() < _PROGRAMS:
         tile, tile_width = (tile // 2, tile_width) if tile > tile_width else (tile, tile_width // 2)
@@ -167,13 +167,13 @@ def backward_of_parts(dweights, means, weights, reduced, parameters):
     dpool = means.new_empty((2, sizes.row_tiles, sizes.channels))
     gradients = [torch.empty_like(x) for x in parameters]
     tile, tile_width = _parameters_tile(sizes.channels, sizes.width)
-    programs = triton.cdiv(sizes.channels, tile) * triton.cdiv(sizes.width, tile_width)
+    programs = cdiv(sizes.channels, tile) * cdiv(sizes.width, tile_width)
     (summing, summing_tile), (reading, reading_tile) = sizes.summing(), sizes.reading()
     with device_of(means):
         if sizes.rows > 0:
             logits_backward_kernel[summing](
                 dweights, weights, select_weight, dlogits, parts, *sizes.numbers(), sizes.share,
-                blocks, AT_ONCE=min(_AT_ONCE, triton.next_power_of_2(blocks)), **summing_tile,
+                blocks, AT_ONCE=min(_AT_ONCE, next_power_of_2(blocks)), **summing_tile,
             )  # fmt: skip
             means_backward_kernel[reading](
                 parts, reduced, reduce_weight, pool_weight, means, dreduced, dmeans, dpool,

@@ -5,10 +5,13 @@ WIDTH]. Eight lanes read a part of a row in half precision, so that a sum over a
 step, leaves them in few exchanges.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
+
+from .common import cdiv, next_power_of_2
 
 WIDTH = tl.constexpr(64)
 """Channels of a part."""
@@ -33,6 +36,7 @@ class Tiling(NamedTuple):
         }
 
 
+@lru_cache(maxsize=256)
 def tiling(directions: int, channels: int, at_once: int = 1) -> Tiling:
     """Tiles of a warp's size, of so many directions at most; longer rows take more warps.
 
@@ -40,8 +44,8 @@ def tiling(directions: int, channels: int, at_once: int = 1) -> Tiling:
     under way gain.
     """
     width = WIDTH.value
-    parts = triton.next_power_of_2(triton.cdiv(channels, width))
-    at_once = min(triton.next_power_of_2(directions), at_once)
+    parts = next_power_of_2(cdiv(channels, width))
+    at_once = min(next_power_of_2(directions), at_once)
     tokens, warps = _TILE // (parts * width), parts * width // _TILE
     return Tiling(at_once, parts, max(tokens, 1), min(max(warps, 1), 32))
 

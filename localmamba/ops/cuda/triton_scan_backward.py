@@ -14,6 +14,7 @@ from ..backends import CHUNK, side_by_side
 from ..registration import in_dtypes
 from .common import (
     LOG2E,
+    cdiv,
     device_of,
     load_decay,
     load_vector,
@@ -235,10 +236,10 @@ def scan_backward(dy, u, dt, A, B, C, D, z, dt_bias, index, length, softplus, st
     batch, channels, rows = u.shape[0], u.shape[-1], u.shape[-2]
     directions, _, n_states = A.shape
     steps = rows if index is None else index.shape[1]
-    chunks = triton.cdiv(steps, CHUNK)
+    chunks = cdiv(steps, CHUNK)
     A = A.float().transpose(1, 2).contiguous()  # [K, N, D]
     launch = scan_launch(batch, directions, channels, n_states, chunks)
-    blocks = triton.cdiv(channels, launch.channels)
+    blocks = cdiv(channels, launch.channels)
 
     def empty(*shape, dtype=torch.float32):
         return torch.empty(shape, dtype=dtype, device=u.device)

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from ..backends import CHUNK
 from .common import (
+    cdiv,
     device_of,
     load_decay,
     load_vector,
@@ -102,7 +103,7 @@ def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
     batch, channels = u.shape[0], u.shape[-1]
     directions, _, states = A.shape
     steps = u.shape[2] if index is None else index.shape[1]
-    chunks = triton.cdiv(steps, CHUNK)
+    chunks = cdiv(steps, CHUNK)
     A = A.float().transpose(1, 2).contiguous()  # [K, N, D]: channels side by side
     y = torch.empty((batch, directions, length, channels), dtype=u.dtype, device=u.device)
     kept = torch.empty(
@@ -117,7 +118,7 @@ def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
         starts = None
         if launch.segments > 1:
             starts = segment_starts(u, dt, A, B, dt_bias, index, softplus, launch, steps)
-        grid = (triton.cdiv(channels, launch.channels) * batch * directions, launch.segments)
+        grid = (cdiv(channels, launch.channels) * batch * directions, launch.segments)
         scan_forward_kernel[grid](
             u, dt, A, B, C, D, z, dt_bias, index, y, kept, starts,
             *sequence_strides(u), *sequence_strides(dt), *sequence_strides(B),

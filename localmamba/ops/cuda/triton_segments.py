@@ -13,6 +13,7 @@ from torch import Tensor
 from ..backends import CHUNK
 from .common import (
     Launch,
+    cdiv,
     load_decay,
     load_vector,
     sequence_of,
@@ -89,7 +90,7 @@ def segment_starts(u, dt, A, B, dt_bias, index, softplus, launch: Launch, steps:
     ends = torch.empty((*shape, states, channels), dtype=torch.float32, device=u.device)
     sums = torch.empty((*shape, channels), dtype=torch.float32, device=u.device)
     grid_order = u.dim() == 3
-    blocks = triton.cdiv(channels, launch.channels)
+    blocks = cdiv(channels, launch.channels)
     segment_end_kernel[(blocks * batch * directions, launch.segments)](
         u, dt, A, B, dt_bias, index, ends, sums,
         *sequence_strides(u), *sequence_strides(dt), *sequence_strides(B),
@@ -107,7 +108,7 @@ def combine_segments(
     """Runs `combine_segments_kernel`: what enters each segment, shaped like `ends`."""
     starts = torch.empty_like(ends)
     batch, directions, segments, states, channels = ends.shape
-    combine_segments_kernel[(triton.cdiv(channels, launch.channels) * batch * directions,)](
+    combine_segments_kernel[(cdiv(channels, launch.channels) * batch * directions,)](
         A, ends, sums, starts, directions, channels, states, segments,
         REVERSE=reverse, BD=launch.channels, BN=launch.states, num_warps=launch.warps,
     )  # fmt: skip
@@ -165,7 +166,7 @@ def segment_carries(dy, dt, A, C, z, dt_bias, index, softplus, launch, steps, gr
     shape = (batch, directions, launch.segments)
     ends = torch.empty((*shape, states, channels), dtype=torch.float32, device=dy.device)
     sums = torch.empty((*shape, channels), dtype=torch.float32, device=dy.device)
-    grid = (triton.cdiv(channels, launch.channels) * batch * directions, launch.segments)
+    grid = (cdiv(channels, launch.channels) * batch * directions, launch.segments)
     segment_carry_kernel[grid](
         dy, dt, A, C, z, dt_bias, index, ends, sums,
         *sequence_strides(dy), *sequence_strides(dt), *sequence_strides(C),

@@ -7,14 +7,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..backends import CHUNK
 from ..causal_conv import scan_major
 from ..registration import in_dtypes
 from . import nvrtc
-from .common import WAVE, Launch, device_of, sequence_strides
+from .common import WAVE, Launch, cdiv, device_of, sequence_strides
 from .partials import sum_partials
 from .scan_sums import ParameterSums, sum_blocks
 from .triton_segments import combine_segments
@@ -58,9 +57,9 @@ def _segments(programs: int, chunks: int) -> _Cut:
     segments = 1
     # Other thresholds (1 and 2, 1 and 3, 1 and 4 waves) were within 5 % from 512 to 1024 pixels.
     if 0 < programs < 2 * WAVE and chunks > 1:
-        segments = min(chunks, triton.cdiv(4 * WAVE, programs))
-    segment_chunks = max(triton.cdiv(chunks, segments), 1)
-    return _Cut(1, triton.cdiv(chunks, segment_chunks), segment_chunks)
+        segments = min(chunks, cdiv(4 * WAVE, programs))
+    segment_chunks = max(cdiv(chunks, segments), 1)
+    return _Cut(1, cdiv(chunks, segment_chunks), segment_chunks)
 
 
 def _forward_cut(programs: int, chunks: int) -> _Cut:
@@ -116,7 +115,7 @@ def scan_forward(u, dt, A, B, C, D, dt_bias, index, length, softplus, save):
     batch, channels = u.shape[0], u.shape[-1]
     directions, _, states = A.shape
     steps = u.shape[2] if index is None else index.shape[1]
-    chunks = triton.cdiv(steps, CHUNK)
+    chunks = cdiv(steps, CHUNK)
     y = torch.empty((batch, directions, length, channels), dtype=u.dtype, device=u.device)
     kept = _float32(u, batch, directions, chunks if save else 0, states, channels)
     if y.numel() == 0:
@@ -166,7 +165,7 @@ def scan_backward(dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, state
     batch, channels, rows = u.shape[0], u.shape[-1], u.shape[-2]
     directions, _, n_states = A.shape
     steps = rows if index is None else index.shape[1]
-    chunks = triton.cdiv(steps, CHUNK)
+    chunks = cdiv(steps, CHUNK)
     blocks = channels // _WARP
     cut = _segments(batch * directions * blocks, chunks)
     du, ddt = (scan_major(batch, directions, rows, channels, like=u) for _ in range(2))
