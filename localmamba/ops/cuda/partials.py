@@ -61,9 +61,14 @@ def _view(shape: torch.Size, axes: tuple[int, ...]) -> _View:
 
 
 def _tile(view: _View) -> tuple[int, int]:
-    """Rows and columns of a tile: as many columns as leave half a wave of programs."""
+    """Rows and columns of a tile: as many columns as leave half a wave of programs.
+
+    Where that leaves many, they keep memory busy row by row, with nothing to add up between lanes.
+    """
     columns = min(_WIDEST, next_power_of_2(view.columns))
     outputs = view.outer * view.middle
+    if outputs * cdiv(view.columns, columns) >= 4 * WAVE:
+        return 1, columns
     while columns > _NARROWEST and outputs * cdiv(view.columns, columns) < WAVE // 2:
         columns //= 2
     rows = next_power_of_2(max(view.rows * view.inner_rows, 1))

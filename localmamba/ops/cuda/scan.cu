@@ -99,6 +99,11 @@ __device__ __forceinline__ void get_eight(const float* from, float* x) {
   x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
 }
 
+__device__ __forceinline__ void get_four(const float* from, float* x) {
+  float4 four = *reinterpret_cast<const float4*>(from);
+  x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
+}
+
 __device__ __forceinline__ float exp2_fast(float x) {
   float r;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
@@ -270,6 +275,12 @@ __device__ __forceinline__ void forward(
     int chunks, int segment_chunks, int segments) {
   __shared__ __align__(16) float s_delta[FORWARD_GROUP][CHANNELS], s_u[FORWARD_GROUP][CHANNELS];
   __shared__ __align__(16) float s_bc[FORWARD_GROUP][2 * N];
+#if SPLIT == 1
+  auto& s_y = s_u;
+#else
+  // Apart from the inputs: the compiler may then load those of the next steps before it stores.
+  __shared__ __align__(16) float s_y[FORWARD_GROUP][CHANNELS];
+#endif
   Sequence s = locate(K, blocks);
   int eight = s.lane % EIGHTS, step = s.lane / EIGHTS;  // what the lane loads of u and dt
   int bc_eight = s.lane & 3, bc_step = s.lane >> 2;  // and of B and C, in each SPLIT of a group
@@ -314,6 +325,34 @@ __device__ __forceinline__ void forward(
       next_bc[i] = load_eight(p_bc + (i64)safe(bc_row) * bc_t);
     }
   };
+  struct StepInputs {
+    float delta, input, b[PART], c[PART];
+  };
+  auto read = [&](int j, StepInputs* in) {  // SPLIT steps from j on
+#pragma unroll
+    for (int i_s = 0; i_s < SPLIT; i_s++) {
+      in[i_s].delta = s_delta[j + i_s][place], in[i_s].input = s_u[j + i_s][place];
+#pragma unroll
+      for (int i = 0; i < PART; i += 4) {
+        get_four(&s_bc[j + i_s][part * PART + i], in[i_s].b + i);
+        if (!ENDS) get_four(&s_bc[j + i_s][N + part * PART + i], in[i_s].c + i);
+      }
+    }
+  };
+  auto walk = [&](const StepInputs* in, float* step_sums) {
+#pragma unroll
+    for (int i_s = 0; i_s < SPLIT; i_s++) {
+      float delta = in[i_s].delta, input = in[i_s].input, drive = delta * input;
+      float out[4] = {skip * input, 0.f, 0.f, 0.f};
+      sum += delta;
+#pragma unroll
+      for (int n = 0; n < PART; n++) {
+        h[n] = fmaf(exp2_fast(delta * a[n]), h[n], drive * in[i_s].b[n]);
+        if (!ENDS) out[n % 4] = fmaf(h[n], in[i_s].c[n], out[n % 4]);
+      }
+      step_sums[i_s] = (out[0] + out[1]) + (out[2] + out[3]);
+    }
+  };
   Row row = locate_row(index, first, end, step);
   Row ahead = locate_row(index, first + FORWARD_GROUP, end, step);
   load(row);
@@ -340,36 +379,31 @@ __device__ __forceinline__ void forward(
     load(row);
     ahead = locate_row(index, t0 + 2 * FORWARD_GROUP, end, step);
     __syncwarp();
+    StepInputs now[SPLIT], next[SPLIT];
+    float sums_now[SPLIT];
+    read(0, next);
 #pragma unroll UNROLLED
-    for (int j0 = 0; j0 < FORWARD_GROUP; j0 += SPLIT) {
-      float step_sums[SPLIT];
+    for (int j = 0; j < FORWARD_GROUP; j += SPLIT) {
+#if SPLIT == 1
+      read(j, now);
+      walk(now, sums_now);
+      if (!ENDS) s_y[j][place] = sums_now[0];
+#else
+      // A shuffle is a barrier to the compiler: the next inputs are read before it.
 #pragma unroll
-      for (int i_s = 0; i_s < SPLIT; i_s++) {
-        int j = j0 + i_s;
-        const float4* b_of = reinterpret_cast<const float4*>(s_bc[j]) + part * (PART / 4);
-        const float4* c_of = b_of + N / 4;
-        float delta = s_delta[j][place], input = s_u[j][place];
-        float drive = delta * input;
-        float out[4] = {skip * input, 0.f, 0.f, 0.f};
-        sum += delta;
-#pragma unroll
-        for (int q = 0; q < PART / 4; q++) {
-          float4 b = b_of[q], c = c_of[q];
-          float bs[4] = {b.x, b.y, b.z, b.w}, cs[4] = {c.x, c.y, c.z, c.w};
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            int n = q * 4 + i;
-            h[n] = fmaf(exp2_fast(delta * a[n]), h[n], drive * bs[i]);
-            if (!ENDS) out[i] = fmaf(h[n], cs[i], out[i]);
-          }
-        }
-        step_sums[i_s] = (out[0] + out[1]) + (out[2] + out[3]);
-      }
-      if (!ENDS) s_u[j0 + own_step(s.lane)][place] = sum_parts(step_sums, s.lane);
+      for (int i = 0; i < SPLIT; i++) now[i] = next[i];
+      read(min(j + SPLIT, FORWARD_GROUP - SPLIT), next);
+      if (!ENDS && j > 0) s_y[j - SPLIT + own_step(s.lane)][place] = sum_parts(sums_now, s.lane);
+      walk(now, sums_now);
+#endif
     }
+#if SPLIT > 1
+    if (!ENDS)
+      s_y[FORWARD_GROUP - SPLIT + own_step(s.lane)][place] = sum_parts(sums_now, s.lane);
+#endif
     __syncwarp();
     if (!ENDS) {
-      get_eight(&s_u[step][eight * 8], x);
+      get_eight(&s_y[step][eight * 8], x);
       if (token >= 0) *reinterpret_cast<Eight*>(p_y + (i64)token * channels) = pack<true>(x);
       __syncwarp();
     }
@@ -472,11 +506,6 @@ extern "C" __global__ void __launch_bounds__(WARP) segment_carry(
 struct Tile {
   float v[TILE][TILE];  // [state][channel]
 };
-
-__device__ __forceinline__ void get_four(const float* from, float* x) {
-  float4 four = *reinterpret_cast<const float4*>(from);
-  x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
-}
 
 __device__ __forceinline__ void advance(
     Tile& h, const Tile& a, const float* s_delta, const float* s_drive, const float* s_bc,

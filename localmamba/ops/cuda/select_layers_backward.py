@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .common import cdiv, device_of, next_power_of_2, program_of_three, program_of_two
+from .partials import sum_partials
 from .select_layers import ROWS, gelu, product, row_offsets, sizes_of, sum_of_parts
 from .tiles import load
 
@@ -18,6 +19,9 @@ _PROGRAMS = 64
 
 _AT_ONCE = 8
 """Parts of the channel weights' gradient that are read together, at most."""
+
+_PARTS = 64
+"""More parts, of large images, are added up before."""
 
 
 @triton.jit
@@ -161,6 +165,8 @@ def _parameters_tile(channels, width):
 def backward_of_parts(dweights, means, weights, reduced, parameters):
     """`select_backward` of a gradient in parts, [B, K, parts, D]; all in float32, contiguous."""
     pool_weight, pool_bias, reduce_weight, _, select_weight, _ = parameters
+    if dweights.shape[2] > _PARTS:
+        dweights = sum_partials(dweights, 2, torch.float32)[:, :, None]
     sizes, blocks = sizes_of(means, reduce_weight), dweights.shape[2]
     dlogits, dmeans, dreduced = (torch.empty_like(x) for x in (means, means, reduced))
     parts = means.new_empty((sizes.splits, sizes.rows, sizes.width))
