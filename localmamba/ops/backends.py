@@ -19,7 +19,8 @@ makes of them what its kernels read.
         -> dy, dchannel_weights, dtoken_weights, dz, dnorm_weight, dnorm_bias
     attend_backward(dout, y, weights, z, norm_weight, norm_bias, gate_first, pool_eps, norm_eps,
         to_means) -> dy, dz, dnorm_weight, dnorm_bias, rest
-    norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype) -> normed, stream
+    norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype, keep_stream)
+        -> normed, stream                                               (None unless kept)
     norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype,
         has_residual) -> dhidden, dresidual, dweight, dbias             (None without the input)
 
