@@ -6,6 +6,7 @@ One task is a block of tokens; what it sums over tokens are parts, added afterwa
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from .jit import kernel
 from .row_math import (
@@ -146,8 +147,16 @@ def _parameters_of(weight, bias, cos, sin, scale) -> tuple[_Parameters, list]:
     return _Parameters(*(rows(x, names) for x, names in zip(tensors, axes, strict=True))), tensors
 
 
+def _layer_norm(x, weight, bias, eps):
+    """PyTorch's, which is quicker where there is nothing else to do in the same pass."""
+    x = x.contiguous().float()
+    return F.layer_norm(x, x.shape[-1:], weight.float(), bias.float(), eps)
+
+
 def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype, keep_stream):
     """See `ops.backends`."""
+    if not (keep_stream or bias is None or any(x is not None for x in (residual, cos, scale))):
+        return _layer_norm(hidden, weight, bias, eps).to(dtype), None
     shape, tasks = _tokens_of(hidden, eps)
     parameters, _alive = _parameters_of(weight, bias, cos, sin, scale)
     inputs = [_flat(hidden), _flat(residual)]
