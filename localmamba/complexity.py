@@ -128,6 +128,7 @@ def _formulas(model: nn.Module, rule: str) -> dict[object, Formula]:
             ops.pool_branches: _norm_of_input,
             ops.merge_branches: _norm_of_merged,
             ops.residual_norm: _norm_of_input,
+            ops.token_norm: _norm_of_input,
             torch.ops.aten.native_layer_norm: _norm_of_input,
         }
     count = _plain_as_paper if rule == "paper" else _all

@@ -268,7 +268,7 @@ def run_kernels(kernels: Any, op: str, gradient: Tensor, tensors: Inputs, rest: 
 def run_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> Named:
     """Results and gradients of the residual norm, by name; `dtype` is that of the normed tokens."""
     hidden, residual, *parameters, dnormed, dstream = tensors.values()
-    normed, stream = kernels.norm_forward(hidden, residual, *parameters, EPS, dtype)
+    normed, stream = kernels.norm_forward(hidden, residual, *parameters, EPS, dtype, True)
     gradients = kernels.norm_backward(
         dnormed, dstream, stream, *parameters, EPS, hidden.dtype, residual is not None
     )
@@ -276,6 +276,18 @@ def run_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> Named:
     found = {n: x for n, x in zip(names, gradients, strict=True) if x is not None}
     assert ("dresidual" in found) == (residual is not None)
     return {"normed": normed, "stream": stream, **found}
+
+
+def run_norm_alone(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> Named:
+    """The same of a norm without a stream, whose gradients are found from its input."""
+    hidden, _, *parameters, dnormed, _ = tensors.values()
+    normed, stream = kernels.norm_forward(hidden, None, *parameters, EPS, dtype, False)
+    assert stream is None
+    dhidden, _, dweight, dbias = kernels.norm_backward(
+        dnormed, None, hidden, *parameters, EPS, hidden.dtype, False
+    )
+    found = {"normed": normed, "dhidden": dhidden, "dweight": dweight, "dbias": dbias}
+    return {name: x for name, x in found.items() if x is not None}
 
 
 def assert_close(results: Named, truths: Named, dtype: torch.dtype) -> None:
@@ -385,6 +397,13 @@ def check_attend(kernels: Any, *arguments) -> None:
     results = run_attend_backward(kernels, *arguments)
     truths = run_attend_backward(reference_backend, *arguments, exact=True)
     assert_close(results, truths, arguments[4])
+
+
+def check_norm_alone(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> None:
+    """Holds the norm without a stream and its gradients against the float64 reference."""
+    results = run_norm_alone(kernels, tensors, dtype)
+    truths = run_norm_alone(reference_backend, in_float64(tensors), torch.float64)
+    assert_close(results, truths, dtype)
 
 
 def check_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> None:

@@ -7,9 +7,9 @@ float32 and the next layer would cast.
 import torch
 from torch import Tensor, nn
 
-from ..ops import residual_norm
+from ..ops import token_norm
 
-torch.fx.wrap("residual_norm")
+torch.fx.wrap("token_norm")
 
 
 class RMSNorm(nn.Module):
@@ -39,7 +39,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., L, C] -> [..., L, C]."""
-        return residual_norm(x, None, self.weight, eps=self.eps)[0]
+        return token_norm(x, self.weight, None, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}"
@@ -66,4 +66,4 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., L, C] -> [..., L, C] in the dtype of the weight (of autocast, under it)."""
-        return residual_norm(x, None, self.weight, self.bias, eps=self.eps)[0]
+        return token_norm(x, self.weight, self.bias, self.eps)

@@ -4,7 +4,7 @@ from .attend import attend_branches
 from .branches import s6_branches
 from .causal_conv import causal_conv
 from .depthwise_conv import depthwise_conv
-from .residual_norm import residual_norm
+from .residual_norm import residual_norm, token_norm
 from .scan_orders import (
     CANDIDATES,
     PADDING,
@@ -35,4 +35,5 @@ __all__ = [
     "scan_index",
     "scan_order",
     "selective_scan",
+    "token_norm",
 ]

@@ -22,7 +22,8 @@ makes of them what its kernels read.
     select_backward(dweights, means, weights, reduced, *parameters) -> dmeans, dparameters
     attend_backward(dout, y, means, weights, reduced, parameters, z, norm_weight, norm_bias,
         gate_first, pool_eps, norm_eps) -> dy, dz, dnorm_weight, dnorm_bias, dparameters
-    norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype) -> normed, stream
+    norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype, keep_stream)
+        -> normed, stream                                               (None unless kept)
     norm_backward(dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype,
         has_residual) -> dhidden, dresidual, dweight, dbias             (None without the input)
 

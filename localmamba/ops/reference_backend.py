@@ -230,18 +230,19 @@ attend_backward = attend_in_parts(merge_backward, select_backward, pool_backward
 align_weights = cast_weights
 
 
-def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
+def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype, keep_stream):
     normed, stream = residual_norm_reference(
         hidden, residual, weight, bias, cos, sin, scale, eps, dtype
     )
-    if stream is hidden:
+    if stream is hidden and keep_stream:
         stream = stream.clone(memory_format=torch.contiguous_format)
-    return normed.contiguous(), stream.contiguous()
+    return normed.contiguous(), stream.contiguous() if keep_stream else None
 
 
 def norm_backward(
     dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype, has_residual
 ):
+    stream = stream.to(accumulation_dtype(stream.dtype))
     dnormed = dnormed.to(stream.dtype)
     centred = stream if bias is None else stream - stream.mean(-1, keepdim=True)
     rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)

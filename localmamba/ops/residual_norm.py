@@ -1,8 +1,8 @@
-"""One step of the residual stream: add, turn by the rotary embedding, normalise.
+"""One step of the residual stream: scale, add, turn by the rotary embedding, normalise.
 
 Blocks begin so: the plain models' with an RMS norm (Vim's "fused add norm"; the rotary embedding of
 hidden tokens and residual alike is one turn of their sum), the hierarchical ones' with a layer
-norm. In one pass over memory on a GPU.
+norm. In one pass over memory on a GPU. The same norm stands alone where no stream begins.
 """
 
 from typing import Optional
@@ -29,7 +29,8 @@ _TENSORS = (
 
 @define_op(f"residual_norm({_TENSORS}, float eps, ScalarType dtype) -> (Tensor, Tensor)")
 def _norm(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
-    return backend(hidden).norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype)
+    forward = backend(hidden).norm_forward
+    return forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype, True)
 
 
 @_norm.register_fake
@@ -82,6 +83,36 @@ _norm.register_autograd(_backward, setup_context=_setup_context)
 register_autocast_dtype(_norm, argument=8)
 
 
+@define_op(
+    "token_norm(Tensor x, Tensor weight, Tensor? bias, float eps, ScalarType dtype) -> Tensor"
+)
+def _norm_alone(x, weight, bias, eps, dtype):
+    forward = backend(x).norm_forward
+    return forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
+
+
+@_norm_alone.register_fake
+def _(x, weight, bias, eps, dtype):
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def _setup_context_alone(ctx, inputs, output):
+    x, weight, bias, ctx.eps, _ = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _backward_alone(ctx, dnormed):
+    x, weight, bias = ctx.saved_tensors
+    dx, *gradients = _norm_backward(
+        dnormed, None, x, weight, bias, None, None, None, ctx.eps, x.dtype, False
+    )
+    return dx, *restore(gradients, (weight, bias)), None, None
+
+
+_norm_alone.register_autograd(_backward_alone, setup_context=_setup_context_alone)
+register_autocast_dtype(_norm_alone, argument=4)
+
+
 def residual_norm(
     hidden: Tensor,
     residual: Optional[Tensor],  # noqa: UP045 - TorchScript reads these
@@ -130,3 +161,30 @@ def residual_norm(
     return torch.ops.localmamba.residual_norm(
         hidden, residual, weight, bias, cos, sin, scale, eps, weight.dtype
     )
+
+
+def token_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor] = None,  # noqa: UP045
+    eps: float = 1e-5,
+) -> Tensor:
+    """The norm alone, of tokens that join no stream.
+
+    Args:
+        x: Tokens, [..., L, C].
+        weight: Of the norm, [C].
+        bias: With it the norm is a layer norm, [C]; without, an RMS norm.
+        eps: Of the norm.
+
+    Returns:
+        [..., L, C] in the dtype of `weight` (of autocast, under it).
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    if x.dim() < 2:
+        raise ValueError(f"x must be [..., L, C], got {x.dim()} axes")
+    check_shape("weight", weight, [x.shape[-1]])
+    check_shape("bias", bias, [x.shape[-1]])
+    return torch.ops.localmamba.token_norm(x, weight, bias, eps, weight.dtype)

@@ -9,6 +9,7 @@ from kernel_cases import (
     check_attend,
     check_kernels,
     check_norm,
+    check_norm_alone,
     check_select,
     conv_arguments,
     depthwise_arguments,
@@ -188,3 +189,11 @@ def test_residual_norm(shape, options, dtype):
 def test_residual_norm_of_hostile_memory(layout):
     tensors = norm_arguments((2, 49, 96), NORM_OPTIONS, torch.bfloat16, "cuda", layout=layout)
     check_norm(kernels, tensors, torch.bfloat16)
+
+
+@each_dtype
+@each_layout
+@pytest.mark.parametrize("options", [(), ("bias",)], ids=["rms", "layer"])
+def test_norm_alone(options, layout, dtype):
+    tensors = norm_arguments((2, 7, 9, 96), options, dtype, "cuda", layout=layout)
+    check_norm_alone(kernels, tensors, dtype)

@@ -98,6 +98,7 @@ def op_calls() -> Iterator[tuple[str, tuple]]:
     tensors = norm_arguments((2, 49, 96), ("residual", "rotary"), torch.float32, "cuda")
     *tensors, _, _ = tensors.values()
     yield "residual_norm", (*tensors, 1e-5, torch.float32)
+    yield "token_norm", (tensors[0], tensors[2], None, 1e-5, torch.float32)
     for gate_first in (False, True):
         tensors = attend_arguments(torch.float32)
         yield f"attend_branches {gate_first}", (*tensors.values(), gate_first, 1e-5, 1e-5)

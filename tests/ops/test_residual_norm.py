@@ -7,7 +7,7 @@ import torch
 from helpers import LAYOUTS, assert_matches_reference, in_float64, random, relative_error
 from torch import Tensor
 
-from localmamba.ops import residual_norm
+from localmamba.ops import residual_norm, token_norm
 from localmamba.ops.reference import residual_norm_reference
 
 COMBINATIONS = [
@@ -182,3 +182,51 @@ def test_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         normed, stream = residual_norm(**norm_inputs())
     assert (normed.dtype, stream.dtype) == (torch.bfloat16, torch.float32)
+
+
+def reference_token_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return residual_norm_reference(x, None, weight, bias)[0]
+
+
+def token_inputs(
+    present: str, shape=(2, 3, 5, 20), dtype=torch.float32
+) -> dict[str, Tensor | None]:
+    hidden, _, weight, bias, *_ = norm_inputs(present, shape, dtype).values()
+    return {"x": hidden, "weight": weight, "bias": bias}
+
+
+@pytest.mark.parametrize("present", ["", "centred"])
+@pytest.mark.parametrize("layout", [None, *LAYOUTS])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_norm_alone(dtype: torch.dtype, layout: str | None, present: str) -> None:
+    inputs = token_inputs(present, dtype=dtype)
+    if layout is not None:
+        inputs = {n: x if x is None else LAYOUTS[layout](x) for n, x in inputs.items()}
+    if dtype == torch.float64:
+        inputs = in_float64(inputs)
+    assert_matches_reference(token_norm, reference_token_norm, inputs, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("present", ["", "centred"])
+def test_operator_contract_of_the_norm_alone(present: str, dtype: torch.dtype) -> None:
+    inputs = token_inputs(present, (2, 3, 4), dtype).values()
+    tensors = [x if x is None else x.requires_grad_() for x in inputs]
+    torch.library.opcheck(torch.ops.localmamba.token_norm, (*tensors, 1e-5, torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": random(20)}, "x must be [..., L, C], got 1 axes"),
+        ({"weight": random(19)}, "weight must be [20], got [19]"),
+        ({"bias": random(1)}, "bias must be [20], got [1]"),
+    ],
+)
+def test_bad_input_of_the_norm_alone(change: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+        token_norm(**(token_inputs("centred") | change))
+    assert message in str(error.value)

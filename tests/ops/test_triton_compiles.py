@@ -22,6 +22,7 @@ from kernel_cases import (
     run_attend_backward,
     run_kernels,
     run_norm,
+    run_norm_alone,
     run_select,
     scan_arguments,
     scan_gradient,
@@ -166,3 +167,8 @@ def test_residual_norm(options):
 def test_residual_norm_of_other_sizes(channels):
     tensors = norm_arguments((2, 15, channels), NORM_OPTIONS, torch.float32)
     run_norm(kernels, tensors, torch.float32)
+
+
+@pytest.mark.parametrize("options", [(), ("bias",)], ids=["rms", "layer"])
+def test_norm_alone(options):
+    run_norm_alone(kernels, norm_arguments((2, 15, 96), options, torch.bfloat16), torch.bfloat16)

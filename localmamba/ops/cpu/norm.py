@@ -6,6 +6,7 @@ One task is a block of tokens; what it sums over tokens are parts, added afterwa
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from .jit import kernel
 from .row_math import (
@@ -75,7 +76,8 @@ def norm_forward_kernel(
                 take_row(row(p.cos, 0, 0, token % shape.length), channels, other)
                 take_row(row(p.sin, 0, 0, token % shape.length), channels, sin)
                 turn(x, other, sin, ONE, vectors)
-            put_row(x, channels, row(stream, 0, 0, token))
+            if stream.base:
+                put_row(x, channels, row(stream, 0, 0, token))
             normalise(x, channels, shape.eps, p.bias.base != 0)
             multiply(x, weight, ONE, vectors, x)
             if p.bias.base:
@@ -145,12 +147,21 @@ def _parameters_of(weight, bias, cos, sin, scale) -> tuple[_Parameters, list]:
     return _Parameters(*(rows(x, names) for x, names in zip(tensors, axes, strict=True))), tensors
 
 
-def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
+def _layer_norm(x, weight, bias, eps):
+    """PyTorch's, which is quicker where there is nothing else to do in the same pass."""
+    x = x.contiguous().float()
+    return F.layer_norm(x, x.shape[-1:], weight.float(), bias.float(), eps)
+
+
+def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype, keep_stream):
     """See `ops.backends`."""
+    if not (keep_stream or bias is None or any(x is not None for x in (residual, cos, scale))):
+        return _layer_norm(hidden, weight, bias, eps).to(dtype), None
     shape, tasks = _tokens_of(hidden, eps)
     parameters, _alive = _parameters_of(weight, bias, cos, sin, scale)
     inputs = [_flat(hidden), _flat(residual)]
-    normed, stream = (torch.empty(shape.tokens, shape.channels) for _ in range(2))
+    normed = torch.empty(shape.tokens, shape.channels)
+    stream = torch.empty_like(normed) if keep_stream else None
     vectors = -(-shape.channels // LANES)
     run(
         norm_forward_kernel,
@@ -164,7 +175,8 @@ def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
         rows(normed, "t"),
         rows(stream, "t"),
     )
-    return normed.to(dtype).view(hidden.shape), stream.view(hidden.shape)
+    stream = None if stream is None else stream.view(hidden.shape)
+    return normed.to(dtype).view(hidden.shape), stream
 
 
 def norm_backward(

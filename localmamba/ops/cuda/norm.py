@@ -35,7 +35,7 @@ def norm_forward_kernel(
     hidden, residual, weight, bias, cos, sin, scale, normed, stream,
     rows, length, image, channels, eps,
     HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, ROTARY: tl.constexpr,
-    SCALED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    SCALED: tl.constexpr, KEEP_STREAM: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     o_t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     o_d = tl.arange(0, BD)
@@ -49,7 +49,8 @@ def norm_forward_kernel(
     if ROTARY:
         o_table = (o_t % length)[:, None] * channels + o_d[None, :]
         b_x = _turn(b_x, cos + o_table, sin + o_table, m, 1.0, BT, BD)
-    store(stream + o_x, b_x, m)
+    if KEEP_STREAM:
+        store(stream + o_x, b_x, m)
     if CENTRED:
         mean = tl.sum(b_x, axis=1) / channels
         b_x = tl.where(m, b_x - mean[:, None], 0.0)
@@ -112,7 +113,7 @@ def _row_block(channels: int) -> tuple[int, int]:
     return block, max(1, 512 // block)
 
 
-def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
+def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype, keep_stream):
     hidden, weight = hidden.contiguous(), weight.contiguous()
     residual, bias, cos, sin, scale = (
         x if x is None else x.contiguous() for x in (residual, bias, cos, sin, scale)
@@ -120,7 +121,7 @@ def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
     length, channels = hidden.shape[-2:]
     rows = hidden.numel() // channels
     normed = torch.empty(hidden.shape, dtype=dtype, device=hidden.device)
-    stream = torch.empty(hidden.shape, dtype=torch.float32, device=hidden.device)
+    stream = torch.empty_like(normed, dtype=torch.float32) if keep_stream else None
     if rows > 0:
         block, tile = _row_block(channels)
         with device_of(hidden):
@@ -128,7 +129,7 @@ def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
                 hidden, residual, weight, bias, cos, sin, scale, normed, stream,
                 rows, length, hidden.shape[1:-1].numel(), channels, eps,
                 HAS_RESIDUAL=residual is not None, CENTRED=bias is not None,
-                ROTARY=cos is not None, SCALED=scale is not None,
+                ROTARY=cos is not None, SCALED=scale is not None, KEEP_STREAM=keep_stream,
                 BT=tile, BD=block, num_warps=max(1, block // 2048),
             )  # fmt: skip
     return normed, stream
@@ -137,7 +138,7 @@ def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
 def norm_backward(
     dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype, has_residual
 ):
-    dnormed, weight = dnormed.contiguous(), weight.contiguous()
+    dnormed, stream, weight = dnormed.contiguous(), stream.contiguous(), weight.contiguous()
     dstream, cos, sin, scale = (
         x if x is None else x.contiguous() for x in (dstream, cos, sin, scale)
     )

@@ -14,6 +14,7 @@ from kernel_cases import (
     check_attend,
     check_kernels,
     check_norm,
+    check_norm_alone,
     check_select,
     conv_arguments,
     depthwise_arguments,
@@ -293,3 +294,11 @@ def test_residual_norm_of_maps():
 @each_layout
 def test_residual_norm_of_hostile_memory(layout, dtype):
     check_norm(kernels, norm_arguments((2, 15, 6), NORM_OPTIONS, dtype, layout=layout), dtype)
+
+
+@each_dtype
+@each_layout
+@pytest.mark.parametrize("options", [(), ("bias",)], ids=["rms", "layer"])
+def test_norm_alone_of_hostile_memory(options, layout, dtype):
+    tensors = norm_arguments((2, 3, 5, 6), options, dtype, layout=layout)
+    check_norm_alone(kernels, tensors, dtype)
