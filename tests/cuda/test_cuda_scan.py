@@ -66,11 +66,11 @@ MANY = for_warps("many", ("h", "v_flip", "w2", "w7_flip"), (7, 10), channels=128
 """More sequences than a GPU runs at once, each of two chunks."""
 SOME = for_warps("some", ("h", "v_flip", "w2", "w7_flip"), (7, 10), channels=128, images=40)
 """Half as many: two lanes a channel."""
-FEW = for_warps("few", ("h", "v_flip", "w2", "w7_flip"), (7, 10), channels=128, images=8)
+FEW = for_warps("few", ("h", "v_flip", "w2", "w7_flip"), (7, 10), channels=128, images=20)
 """Four lanes a channel."""
 FEW_LONG = for_warps("few long", ("w7", "v_flip"), (30, 31))
 """Twenty chunks in padded windows, one a segment."""
-LONG = for_warps("long", ("w7", "v_flip"), (60, 61), channels=160, images=8)
+LONG = for_warps("long", ("w7", "v_flip"), (40, 41), channels=256, images=16)
 """Several chunks a segment."""
 
 

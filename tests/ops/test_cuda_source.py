@@ -89,7 +89,6 @@ def launches(row: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
     tensors.pop("z")
     programs = tensors["u"].shape[0] * len(directions)
     monkeypatch.setattr(warp_scan, "WAVE", LANES[row["lanes"]] * programs)
-    monkeypatch.setattr(warp_scan, "_SPLIT_PROGRAMS", 8 * programs)
     if row["way"] == "forward":
         warp_scan.scan_forward(*tensors.values(), *rest, True)
     else:

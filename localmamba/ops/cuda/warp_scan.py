@@ -23,9 +23,6 @@ _STATES = 16
 _GROUP = 8
 _WARP = 32
 
-_SPLIT_PROGRAMS = 384
-"""From so many programs on, sequences are walked by four lanes a channel, not in segments."""
-
 
 def serves(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | None) -> bool:
     """Whether scan.cu has kernels for these inputs."""
@@ -65,7 +62,7 @@ def _segments(programs: int, chunks: int) -> _Cut:
 def _forward_cut(programs: int, chunks: int) -> _Cut:
     """More lanes a channel where they keep a GPU busy: segments need a second pass."""
     for split in (1, 2, 4):
-        if programs * split >= 2 * WAVE or (split == 4 and programs * split >= _SPLIT_PROGRAMS):
+        if programs * split >= 2 * WAVE:
             return _Cut(split, 1, max(chunks, 1))
     return _segments(programs, chunks)
 
