@@ -7,10 +7,12 @@ from torch import Tensor
 
 from ..backends import round_up
 from .common import cdiv, device_of
+from .launch import Kernel
 
 _BLOCK = 1024
 
 
+@Kernel
 @triton.jit
 def align_kernel(
     x_proj, dt_weight, x_out, dt_out, x_size, dt_size, rank, columns, width, channels,

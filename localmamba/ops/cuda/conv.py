@@ -21,6 +21,7 @@ from .common import (
     store,
     unit_stride,
 )
+from .launch import Kernel
 from .partials import sum_partials
 
 _STEPS = 16
@@ -30,7 +31,7 @@ _TILE, _TILES = 2, 16
 """Steps of a tile of the backward kernel, which one warp holds with all its taps, and the fewest
 tiles of a program."""
 
-_PROGRAMS = 4 * WAVE
+_PROGRAMS = 12 * WAVE
 """Of the backward kernel: more would only leave more partial sums."""
 
 
@@ -50,6 +51,7 @@ def _before_silu(
     return b_u
 
 
+@Kernel
 @triton.jit
 def conv_forward_kernel(
     x, weight, bias, index, u, x_b, x_t, u_b, u_k, u_t, K, steps, channels,
@@ -69,6 +71,7 @@ def conv_forward_kernel(
     store(p_u, b_u * sigmoid(b_u), (o_t < steps)[:, None] & m_d[None, :])
 
 
+@Kernel
 @triton.jit
 def before_silu_backward_kernel(
     du, x, weight, bias, index, dpre, dparameters, du_b, du_k, du_t, x_b, x_t,
@@ -116,6 +119,7 @@ def before_silu_backward_kernel(
     tl.store(p_sums + K * channels * W + o_k, tl.sum(b_dbias, axis=0), mask=m_d)
 
 
+@Kernel
 @triton.jit
 def taps_backward_kernel(
     dpre, weight, inverse, dx, K, steps, length, channels,
@@ -140,6 +144,7 @@ def taps_backward_kernel(
     tl.store(dx + (i_b * length + o_t[:, None]) * channels + o_d[None, :], b_dx, mask=m)
 
 
+@Kernel
 @triton.jit
 def invert_kernel(index, inverse, steps, length, BT: tl.constexpr):
     """The step at which each token is read."""

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from ..registration import in_dtypes
 from .common import WAVE, cdiv, device_of, next_power_of_2, sigmoid, silu_slope, store, unit_stride
+from .launch import Kernel
 from .partials import sum_partials
 
 _ROWS, _COLUMNS, _CHANNELS = 7, 8, 64
@@ -99,6 +100,7 @@ def _parameters(weight, bias, o_d, m_d, channels, S: tl.constexpr, HAS_BIAS: tl.
     return taps, b_bias
 
 
+@Kernel
 @triton.jit
 def depthwise_kernel(
     x, weight, bias, y, x_b, x_h, x_w, height, width, channels, strips, bands, channel_blocks,
@@ -127,6 +129,7 @@ def depthwise_kernel(
             store(p_y, b_y, m)
 
 
+@Kernel
 @triton.jit
 def before_silu_backward_kernel(
     dy, x, weight, bias, dpre, dparameters, x_b, x_h, x_w, height, width, channels,

@@ -20,6 +20,7 @@ from .common import (
     silu_slope,
     unit_stride,
 )
+from .launch import Kernel
 from .merge import optional_contiguous, weighed, weighed_sum
 from .partials import sum_partials
 from .select_layers_backward import backward_of_parts
@@ -68,6 +69,7 @@ def _gate_and_norm_gradient(
     return b_g, b_dweight, b_dbias
 
 
+@Kernel
 @triton.jit
 def sum_backward_kernel(
     dout, y, channel_weights, token_weights, z, norm_weight, norm_bias,
@@ -107,6 +109,7 @@ def sum_backward_kernel(
         tl.store(dnorm_bias + o_norm, sum_tokens(b_dbias), mask=m_d)
 
 
+@Kernel
 @triton.jit
 def channel_weights_backward_kernel(
     dsum, y, token_weights, dchannel, sum_b, sum_t, K, length, channels, blocks,
@@ -129,6 +132,7 @@ def channel_weights_backward_kernel(
     tl.store(p_part, tl.sum(b_product, axis=0, keep_dims=True), mask=o_d < channels)
 
 
+@Kernel
 @triton.jit
 def branch_backward_kernel(
     dsum, y, channel_weights, token_weights, dmeans, z, dy, dtoken, dz,

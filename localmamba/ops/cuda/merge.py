@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .common import cdiv, device_of, program_of_two, sigmoid, store, unit_stride
+from .launch import Kernel
 from .tiles import (
     WIDTH,
     channel_offsets,
@@ -56,6 +57,7 @@ def weighed_sum(
     return b_sum
 
 
+@Kernel
 @triton.jit
 def merge_forward_kernel(
     y, channel_weights, token_weights, z, norm_weight, norm_bias, out,

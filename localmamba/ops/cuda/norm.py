@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 
 from .common import cdiv, device_of, next_power_of_2, store
+from .launch import Kernel
 from .partials import sum_partials
 
 PROGRAMS = 1024
@@ -30,6 +31,7 @@ def _scale_images(b_x, scale, o_t, rows, image):
     return b_x * b_scale[:, None]
 
 
+@Kernel
 @triton.jit
 def norm_forward_kernel(
     hidden, residual, weight, bias, cos, sin, scale, normed, stream,
@@ -62,6 +64,7 @@ def norm_forward_kernel(
     store(normed + o_x, b_x, m)
 
 
+@Kernel
 @triton.jit
 def norm_backward_kernel(
     dnormed, dstream, stream, weight, cos, sin, scale, dhidden, dresidual, dweight, dbias,

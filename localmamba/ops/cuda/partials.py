@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import WAVE, cdiv, device_of, next_power_of_2, program_of_three
+from .launch import Kernel
 
 _TILE = 4096
 """Elements of a tile."""
@@ -34,6 +35,7 @@ class _View(NamedTuple):
     columns: int
 
 
+@Kernel
 @triton.jit
 def sum_partials_kernel(
     x, out, rows, middle, inner_rows, columns, BR: tl.constexpr, BC: tl.constexpr

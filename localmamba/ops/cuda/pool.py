@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .common import cdiv, device_of, program_of_two, sigmoid, unit_stride
+from .launch import Kernel
 from .partials import sum_partials
 from .tiles import (
     WIDTH,
@@ -24,6 +25,7 @@ _TOKENS = 16
 """Tokens of a program."""
 
 
+@Kernel
 @triton.jit
 def pool_forward_kernel(
     y, z, sums, z_b, z_t, K, length, channels, blocks, eps,

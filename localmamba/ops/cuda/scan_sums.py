@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import cdiv, device_of, program_of_two
+from .launch import Kernel
 from .partials import sum_partials
 
 _ROWS = 32
@@ -40,6 +41,7 @@ class ParameterSums:
         return [None if x is None else x.view(shape) for x, shape in pairs]
 
 
+@Kernel
 @triton.jit
 def sum_blocks_kernel(
     x, out, out_k, out_b, out_t, batch, blocks, rows, WIDTH: tl.constexpr, BT: tl.constexpr

@@ -22,6 +22,7 @@ from .common import (
     program_of_two,
     sigmoid,
 )
+from .launch import Kernel
 from .tiles import load
 
 ROWS = 16
@@ -109,6 +110,7 @@ def sum_of_parts(parts, rows, width, o_n, o_r, m, SPLITS: tl.constexpr):
     return b_sum
 
 
+@Kernel
 @triton.jit
 def reduce_kernel(
     means, pool_weight, pool_bias, reduce_weight, parts, rows, channels, width, share,
@@ -131,6 +133,7 @@ def reduce_kernel(
     tl.store(p_parts, b_sum, mask=(o_n < rows) & (o_r < width))
 
 
+@Kernel
 @triton.jit
 def select_kernel(
     parts, reduce_bias, select_weight, select_bias, reduced, weights, rows, channels, width,

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .common import cdiv, device_of, next_power_of_2, program_of_three, program_of_two
+from .launch import Kernel
 from .partials import sum_partials
 from .select_layers import ROWS, gelu, product, row_offsets, sizes_of, sum_of_parts
 from .tiles import load
@@ -42,6 +43,7 @@ def _sum_of_blocks(x, o_n, o_d, m, blocks, channels, AT_ONCE: tl.constexpr):
     return b_sum
 
 
+@Kernel
 @triton.jit
 def logits_backward_kernel(
     dweights, weights, select_weight, dlogits, parts, rows, channels, width, share, blocks,
@@ -66,6 +68,7 @@ def logits_backward_kernel(
     tl.store(p_parts, b_sum, mask=(o_n < rows) & (o_r < width))
 
 
+@Kernel
 @triton.jit
 def means_backward_kernel(
     parts, reduced, reduce_weight, pool_weight, means, dreduced, dmeans, dpool,
@@ -110,6 +113,7 @@ def _sum_rows(x, out, rows, channels, o_d, BN: tl.constexpr):
     tl.store(out + o_d, tl.sum(b_sum, axis=0, keep_dims=True), mask=o_d < channels)
 
 
+@Kernel
 @triton.jit
 def parameters_backward_kernel(
     means, reduced, dlogits, dreduced, dpool, pool_weight, pool_bias,

@@ -27,6 +27,7 @@ from .common import (
     state_tile,
     unit_stride,
 )
+from .launch import Kernel
 from .triton_segments import segment_carries
 
 GROUP = 4
@@ -111,6 +112,7 @@ def _reverse_step(
     return b_carry, b_dA, b_dD, b_dbias
 
 
+@Kernel
 @triton.jit
 def scan_backward_kernel(
     dy, u, dt, A, B, C, D, z, dt_bias, index, states, carries, scratch,

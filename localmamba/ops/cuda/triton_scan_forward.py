@@ -23,9 +23,11 @@ from .common import (
     store,
     unit_stride,
 )
+from .launch import Kernel
 from .triton_segments import segment_starts
 
 
+@Kernel
 @triton.jit
 def scan_forward_kernel(
     u, dt, A, B, C, D, z, dt_bias, index, y, states, starts,

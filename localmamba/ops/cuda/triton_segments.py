@@ -22,8 +22,10 @@ from .common import (
     state_tile,
     step_size,
 )
+from .launch import Kernel
 
 
+@Kernel
 @triton.jit
 def segment_end_kernel(
     u, dt, A, B, dt_bias, index, ends, sums,
@@ -62,6 +64,7 @@ def segment_end_kernel(
     tl.store(sums + i_out * channels + o_d, b_sum, mask=m_d)
 
 
+@Kernel
 @triton.jit
 def combine_segments_kernel(
     A, ends, sums, starts, K, channels, n_states, segments,
@@ -115,6 +118,7 @@ def combine_segments(
     return starts
 
 
+@Kernel
 @triton.jit
 def segment_carry_kernel(
     dy, dt, A, C, z, dt_bias, index, ends, sums,
