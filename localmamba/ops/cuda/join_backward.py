@@ -1,9 +1,9 @@
 """Backward passes of the weighed sum over directions and of SCAttn's pooling (Triton).
 
 Three kernels read the directions' outputs once each: back through gate and norm to the gradient of
-the sum; to the gradients of the channel weights; and to those of the outputs. Before the last,
-SCAttn's linear layers lead from the channel weights to the means: both ways to the outputs then end
-in one store.
+the sum; to the gradients of the channel weights (channel_weights.py); and to those of the outputs.
+Before the last, SCAttn's linear layers lead from the channel weights to the means: both ways to the
+outputs then end in one store.
 """
 
 import torch
@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 
 from ..registration import in_dtypes
+from .channel_weights import channel_weights_parts
 from .common import (
     cdiv,
     device_of,
-    program_of_three,
     program_of_two,
     sigmoid,
     silu_slope,
@@ -37,13 +37,11 @@ from .tiles import (
     sum_tokens,
     tiling,
     token_offsets,
+    token_strides,
 )
 
 _TOKENS = 16
 """Tokens of a program that makes the gradient of the sum through a norm."""
-
-_WEIGHT_TOKENS, _WEIGHT_CHANNELS = 64, 64
-"""Tokens and channels of a program that makes the gradient of channel weights."""
 
 
 @triton.jit
@@ -107,29 +105,6 @@ def sum_backward_kernel(
         o_norm = (i_b * blocks + i_t) * channels + o_d
         tl.store(dnorm_weight + o_norm, sum_tokens(b_dweight), mask=m_d)
         tl.store(dnorm_bias + o_norm, sum_tokens(b_dbias), mask=m_d)
-
-
-@Kernel
-@triton.jit
-def channel_weights_backward_kernel(
-    dsum, y, token_weights, dchannel, sum_b, sum_t, K, length, channels, blocks,
-    HAS_TOKEN: tl.constexpr, TOKENS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """Sums over some tokens of output times the gradient of the sum."""
-    i_d, i_t, i_bk = program_of_three(tl.cdiv(channels, BD), blocks)
-    o_d = i_d * BD + tl.arange(0, BD)[None, :]
-    b_product = tl.zeros([BT, BD], tl.float32)
-    p_sum = dsum + i_bk // K * sum_b
-    for i in range(0, TOKENS, BT):
-        o_t = i_t * TOKENS + i + tl.arange(0, BT)[:, None]
-        m = (o_t < length) & (o_d < channels)
-        b_y = load(y + (i_bk * length + o_t) * channels + o_d, m)
-        b_y *= load(p_sum + o_t.to(tl.int64) * sum_t + o_d, m)
-        if HAS_TOKEN:
-            b_y *= load(token_weights + i_bk * length + o_t, o_t < length)
-        b_product += b_y
-    p_part = dchannel + (i_bk * blocks + i_t) * channels + o_d
-    tl.store(p_part, tl.sum(b_product, axis=0, keep_dims=True), mask=o_d < channels)
 
 
 @Kernel
@@ -207,27 +182,13 @@ def _sum_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_
         dnorm = torch.empty((2, batch * blocks, channels), device=y.device)
     sum_backward_kernel[(blocks * batch,)](
         dout, y, channel_weights, token_weights, z, norm_weight, norm_bias,
-        dsum, dz, *((None, None) if dnorm is None else dnorm), *_strides(dout, z),
+        dsum, dz, *((None, None) if dnorm is None else dnorm), *token_strides(dout, z),
         directions, length, channels, blocks, eps,
         HAS_CHANNEL=channel_weights is not None, HAS_TOKEN=token_weights is not None,
         HAS_Z=z is not None, HAS_NORM=norm_weight is not None,
         TOKENS=tokens, **tile.arguments(),
     )  # fmt: skip
     return dsum, dz, *((None, None) if dnorm is None else sum_partials(dnorm, 1, torch.float32))
-
-
-def _channel_weights_parts(dsum, y, token_weights):
-    """The gradient of the channel weights in parts, [B, K, parts, D]."""
-    batch, directions, length, channels = y.shape
-    blocks = cdiv(length, _WEIGHT_TOKENS)
-    dchannel = torch.empty((batch, directions, blocks, channels), device=y.device)
-    programs = cdiv(channels, _WEIGHT_CHANNELS) * blocks * batch * directions
-    channel_weights_backward_kernel[(programs,)](
-        dsum, y, token_weights, dchannel, *_strides(dsum), directions, length, channels, blocks,
-        HAS_TOKEN=token_weights is not None, TOKENS=_WEIGHT_TOKENS, BT=16, BD=_WEIGHT_CHANNELS,
-        num_warps=1,
-    )  # fmt: skip
-    return dchannel
 
 
 def _branch_backward(y, dsum, channel_weights, token_weights, dmeans, z, dz, eps):
@@ -240,18 +201,13 @@ def _branch_backward(y, dsum, channel_weights, token_weights, dmeans, z, dz, eps
     if z is not None and dz is None:
         dz = torch.empty((batch, length, channels), dtype=z.dtype, device=y.device)
     branch_backward_kernel[(cdiv(length, tile.tokens) * batch,)](
-        dsum, y, channel_weights, token_weights, dmeans, z, dy, dtoken, dz, *_strides(dsum, z),
+        dsum, y, channel_weights, token_weights, dmeans, z, dy, dtoken, dz, *token_strides(dsum, z),
         directions, length, channels, eps,
         HAS_SUM=dsum is not None, HAS_CHANNEL=channel_weights is not None,
         HAS_TOKEN=token_weights is not None, HAS_POOL=dmeans is not None, HAS_Z=z is not None,
         ADDS_DZ=adds, **tile.arguments(),
     )  # fmt: skip
     return dy, dtoken, dz
-
-
-def _strides(*tensors):
-    """Of image and token."""
-    return [stride for x in tensors for stride in ((0, 0) if x is None else x.stride()[:2])]
 
 
 def _rows(x):
@@ -277,7 +233,7 @@ def merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm
         dsum, dz, dweight, dbias = _sum_backward(dout, y, channel, token, z, weight, bias, eps)
         dchannel = None
         if channel is not None:
-            dchannel = sum_partials(_channel_weights_parts(dsum, y, token), 2, torch.float32)
+            dchannel = sum_partials(channel_weights_parts(dsum, y, token), 2, torch.float32)
         dy, dtoken, _ = _branch_backward(y, dsum, channel, token, None, None, None, eps)
     return in_dtypes((dy, dchannel, dtoken, dz, dweight, dbias), inputs)
 
@@ -293,7 +249,7 @@ def attend_backward(
     )
     with device_of(y):
         dsum, dz, dweight, dbias = _sum_backward(dout, y, weights, None, z, weight, bias, norm_eps)
-        dweights = _channel_weights_parts(dsum, y, None)
+        dweights = channel_weights_parts(dsum, y, None)
         dmeans, dparameters = backward_of_parts(dweights, means, weights, reduced, parameters)
         gate = z if gate_first else None
         dy, _, added = _branch_backward(

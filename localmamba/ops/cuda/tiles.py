@@ -112,3 +112,8 @@ def norm_gradient(b_g, b_xhat, b_rstd, channels):
     """Of rows, from the gradient of what `normalised_rows` made of them."""
     along = sum_rows(b_g * b_xhat) / channels
     return (b_g - sum_rows(b_g) / channels - b_xhat * along) * b_rstd
+
+
+def token_strides(*tensors):
+    """Of image and token."""
+    return [stride for x in tensors for stride in ((0, 0) if x is None else x.stride()[:2])]
