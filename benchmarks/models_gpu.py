@@ -1,10 +1,14 @@
 """The GPU figures of docs/performance.md: our models beside timm's, speed, memory and linearity.
 
-    python benchmarks/models_gpu.py [FOLDER]
+    python benchmarks/models_gpu.py [FOLDER] [PART ...]
 
-Batch 128 at 224 x 224 in bfloat16 autocast, launched from Python and replayed as CUDA graphs; then
-sizes from 224 to 1024, with about as many tokens in each batch. Training is forward and backward
-without an optimiser.
+In bfloat16 autocast; training is forward and backward without an optimiser. The parts, all of them
+unless some are named:
+
+    eager         batch 128 at 224 x 224, kernels launched from Python
+    graph         the same, replayed as CUDA graphs
+    same_batch    32 images of 224 to 1024 pixels, inference, as CUDA graphs
+    same_tokens   224 to 1024 pixels with about as many tokens in each batch, as CUDA graphs
 """
 
 import sys
@@ -21,16 +25,29 @@ TIMM = [
 OURS = ["localvim_tiny", "localvim_small", "localvmamba_tiny", "localvmamba_small"]
 GROWING = ["swin_tiny_patch4_window7_224", "deit_small_patch16_224", "localvmamba_tiny"]
 BATCH_OF_SIZE = {224: 128, 384: 44, 512: 24, 768: 11, 1024: 6}
+SIZES = list(BATCH_OF_SIZE)
+
+PARTS = {
+    "eager": {"models": TIMM + OURS, "batch": 128, "launch": "eager"},
+    "graph": {"models": TIMM + OURS, "batch": 128, "launch": "graph"},
+    "same_batch": {
+        "models": GROWING, "batch": 32, "size": SIZES, "mode": "inference", "launch": "graph"
+    },
+    "same_tokens": {
+        "models": GROWING, "batch": list(BATCH_OF_SIZE.values()), "size": SIZES, "launch": "graph"
+    },
+}  # fmt: skip
 
 
-def main(folder: Path) -> None:
-    """Writes <folder>/eager, /graph and /sizes, each with a CSV and a figure."""
-    settings = {"device": "cuda", "dtype": "bfloat16", "seconds": 1.0}
-    for launch in ("eager", "graph"):
-        bench(TIMM + OURS, batch=128, launch=launch, output=folder / launch, **settings)
-    sizes, batches = list(BATCH_OF_SIZE), list(BATCH_OF_SIZE.values())
-    bench(GROWING, batch=batches, size=sizes, launch="graph", output=folder / "sizes", **settings)
+def main(folder: Path, parts: list[str]) -> None:
+    """Writes a folder for each part, with a CSV and a figure."""
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        sys.exit(f"parts are {', '.join(PARTS)}, got {', '.join(unknown)}")
+    for part in parts:
+        bench(**PARTS[part], device="cuda", dtype="bfloat16", seconds=0.6, output=folder / part)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/models_gpu"))
+    folder, *parts = sys.argv[1:] or ["runs/models_gpu"]
+    main(Path(folder), parts or list(PARTS))
