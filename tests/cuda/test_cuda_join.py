@@ -110,7 +110,7 @@ def test_both_gradients_of_scattn(tokens, channels, gate_first, norm, dtype):
 @pytest.mark.parametrize(
     ("rows", "channels", "width"),
     [
-        ((1, 3), 1, 1),
+        ((3, 3), 1, 1),
         ((2, 4), 24, 3),
         ((9, 4), 100, 70),
         ((128, 4), 384, 48),
