@@ -36,14 +36,25 @@ def resize_table(
     tokens = table
     if class_token:
         tokens = torch.cat((table[:, :middle], table[:, middle + 1 :]), dim=1)
-    image = tokens.reshape(1, grid[0], grid[1], -1).permute(0, 3, 1, 2)
-    image = F.interpolate(
-        at_least_float32(image), size=(height, width), mode="bicubic", align_corners=False
-    )
-    out = image.flatten(2).transpose(1, 2).to(table.dtype)
+    image = at_least_float32(tokens).reshape(grid[0], grid[1], -1)
+    image = _resize_rows(image, height).transpose(0, 1)
+    image = _resize_rows(image, width).transpose(0, 1)
+    out = image.flatten(0, 1)[None].to(table.dtype)
     if class_token:
         out = torch.cat((out[:, :new], table[:, middle : middle + 1], out[:, new:]), dim=1)
     return out
+
+
+def _resize_rows(x: Tensor, rows: int) -> Tensor:
+    """Bicubic along the first axis: [R, *, C] -> [rows, *, C].
+
+    A sum with weights, which PyTorch's resampling of the unit matrix gives, since the backward pass
+    of its own on a GPU adds in no fixed order; no matrix product, which autocast would round.
+    """
+    unit = torch.eye(x.shape[0], dtype=x.dtype, device=x.device)[None, :, :, None]
+    weights = F.interpolate(unit, size=(rows, 1), mode="bicubic", align_corners=False)
+    weights = weights[0, :, :, 0].t()  # [rows, R]
+    return (weights[:, :, None, None] * x).sum(1)
 
 
 class AxialRotary(nn.Module):

@@ -106,6 +106,19 @@ def test_a_table_on_its_own_grid_is_itself() -> None:
     assert resize_table(table, (3, 4), 3, 4) is table
 
 
+@pytest.mark.parametrize("grid", [(7, 9), (2, 3), (1, 8)], ids=str)
+def test_resizing_a_table_is_pytorchs_bicubic(grid: tuple[int, int]) -> None:
+    table = torch.randn(1, 12, 4, dtype=torch.float64, requires_grad=True)
+    image = table.unflatten(1, (3, 4)).permute(0, 3, 1, 2)
+    expected = F.interpolate(image, size=grid, mode="bicubic").flatten(2).transpose(1, 2)
+    found = resize_table(table, (3, 4), *grid)
+    torch.testing.assert_close(found, expected)
+    gradient = torch.randn_like(found)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, table, gradient), torch.autograd.grad(expected, table, gradient)
+    )
+
+
 @pytest.mark.parametrize("grid", [(7, 9), (4, 3), (3, 4)], ids=str)
 def test_a_class_token_stays_in_the_middle(grid: tuple[int, int]) -> None:
     table = torch.randn(1, 13, 4)
