@@ -154,7 +154,7 @@ def test_patch_merging_pads_odd_sides() -> None:
 
 
 def test_saturated_values_pass_no_gradient() -> None:
-    """A gradient as if nothing had been cut off made float16 training diverge."""
+    """A gradient as if nothing had been cut off would be too large by as much as was."""
     x = torch.tensor([1.0, 65472.0, 65504.0, -65504.0, torch.inf], dtype=torch.float16)
     x.requires_grad_()
     y = saturate(x)
