@@ -45,7 +45,10 @@ def main(folder: Path, parts: list[str]) -> None:
     if unknown:
         sys.exit(f"parts are {', '.join(PARTS)}, got {', '.join(unknown)}")
     for part in parts:
-        bench(**PARTS[part], device="cuda", dtype="bfloat16", seconds=0.6, output=folder / part)
+        try:
+            bench(**PARTS[part], device="cuda", dtype="bfloat16", seconds=0.6, output=folder / part)
+        except ValueError as error:
+            sys.exit(f"{part}: {error}")
 
 
 if __name__ == "__main__":

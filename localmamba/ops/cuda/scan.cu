@@ -229,15 +229,21 @@ __device__ __forceinline__ void load_bias(const float* dt_bias, int first, float
   }
 }
 
-// Of 4 values a lane, summed over the 4 lanes that hold the same channels, every lane gets one.
-__device__ __forceinline__ float sum_states(const float* v, int lane) {
+// Of 4 values a lane, summed over the lanes that differ from it in these two bits, every lane gets one.
+template <int FIRST, int SECOND>
+__device__ __forceinline__ float sum_four(const float* v, int lane) {
   float w[2];
-  bool up = lane & 8;
+  bool up = lane & FIRST;
 #pragma unroll
   for (int i = 0; i < 2; i++)
-    w[i] = (up ? v[i + 2] : v[i]) + __shfl_xor_sync(FULL, up ? v[i] : v[i + 2], 8);
-  up = lane & 16;
-  return (up ? w[1] : w[0]) + __shfl_xor_sync(FULL, up ? w[0] : w[1], 16);
+    w[i] = (up ? v[i + 2] : v[i]) + __shfl_xor_sync(FULL, up ? v[i] : v[i + 2], FIRST);
+  up = lane & SECOND;
+  return (up ? w[1] : w[0]) + __shfl_xor_sync(FULL, up ? w[0] : w[1], SECOND);
+}
+
+// Over the 4 lanes that hold the same channels.
+__device__ __forceinline__ float sum_states(const float* v, int lane) {
+  return sum_four<8, 16>(v, lane);
 }
 
 // Forward: SPLIT lanes share a channel, each with some of its states. One lane a channel does the
@@ -534,15 +540,9 @@ __device__ __forceinline__ void fetch(const float* from, Tile& h, int lane) {
   for (int i = 0; i < TILE; i++) get_four(from + (i * WARP + lane) * 4, h.v[i]);
 }
 
-// Of 4 values a lane, summed over the 8 lanes that hold the same states, every lane gets one.
+// Over the 8 lanes that hold the same states.
 __device__ __forceinline__ float sum_channels(const float* v, int lane) {
-  float w[2];
-  bool up = lane & 1;
-#pragma unroll
-  for (int i = 0; i < 2; i++)
-    w[i] = (up ? v[i + 2] : v[i]) + __shfl_xor_sync(FULL, up ? v[i] : v[i + 2], 1);
-  up = lane & 2;
-  float x = (up ? w[1] : w[0]) + __shfl_xor_sync(FULL, up ? w[0] : w[1], 2);
+  float x = sum_four<1, 2>(v, lane);
   return x + __shfl_xor_sync(FULL, x, 4);
 }
 

@@ -37,7 +37,8 @@ class ParameterSums:
 
     def total(self) -> list[Tensor | None]:
         """The gradients."""
-        pairs = zip(self._of_each(sum_partials(self.rows, 0, torch.float32)), self.shapes)  # noqa: B905
+        sums = self._of_each(sum_partials(self.rows, 0, torch.float32))
+        pairs = zip(sums, self.shapes, strict=True)
         return [None if x is None else x.view(shape) for x, shape in pairs]
 
 
