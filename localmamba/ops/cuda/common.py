@@ -34,7 +34,9 @@ def program_of_three(first, second):
 
 @triton.jit
 def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(-x * LOG2E))
+    """1 / (1 + exp(-x)) to 3e-7 relative: a division takes more instructions than a root."""
+    root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2E))
+    return root * root
 
 
 @triton.jit
