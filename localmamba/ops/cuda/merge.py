@@ -7,83 +7,90 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import cdiv, device_of, program_of_two, sigmoid, store, unit_stride
+from .common import cdiv, device_of, program_of_two, unit_stride
 from .launch import Kernel
 from .tiles import (
-    WIDTH,
+    add_rows,
+    centred_rows,
     channel_offsets,
-    direction_offsets,
     load,
-    normalised_rows,
-    sum_directions,
+    load_directions,
+    load_rows,
+    multiply_rows,
+    scale_rows,
+    silu_rows,
+    store_rows,
     tiling,
     token_offsets,
+    token_strides,
+    zero_rows,
 )
+
+_TOKENS = 4
+"""Tokens of a program: they share the channel weights in the L1 cache."""
 
 
 @triton.jit
 def weighed(
-    b_y, channel_weights, token_weights, o_bk, o_t, o_d, m, length, channels,
-    HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
+    rows, channel_weights, token_weights, o_bk, o_t, o_d, m_t, length,
+    D: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
 ):  # fmt: skip
-    """Outputs times their weights, a tile."""
+    """Rows of a direction times their weights."""
     if HAS_CHANNEL:
         # As a tile: every lane reads what it needs, and nothing is exchanged.
-        b_y *= load(channel_weights + o_bk * channels + o_d + o_t * 0, m)
+        rows = multiply_rows(rows, load_rows(channel_weights + o_bk * D + o_t * 0, o_d, m_t, D))
     if HAS_TOKEN:
-        b_y *= load(token_weights + o_bk * length + o_t + o_d * 0, m)
-    return b_y
+        rows = scale_rows(rows, load(token_weights + o_bk * length + o_t, m_t))
+    return rows
 
 
 @triton.jit
 def weighed_sum(
-    y, channel_weights, token_weights, i_b, o_t, o_d, m, K, length, channels,
-    HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
-    BK: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    y, channel_weights, token_weights, i_b, o_t, o_d, m_t, length,
+    K: tl.constexpr, D: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
+    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """Over all directions, [1, PARTS, BT, WIDTH]."""
-    b_sum = tl.zeros([1, PARTS, BT, WIDTH], tl.float32)
+    """Rows summed over all directions."""
+    total = zero_rows(PIECES, PARTS, BT)
     for k in range(0, K, BK):
-        o_k = k + direction_offsets(BK)
-        m_y = m & (o_k < K)
-        o_bk = i_b * K + o_k
-        b_y = load(y + (o_bk * length + o_t) * channels + o_d, m_y)
-        b_sum += sum_directions(
-            weighed(
-                b_y, channel_weights, token_weights, o_bk, o_t, o_d, m_y, length, channels,
-                HAS_CHANNEL, HAS_TOKEN,
-            )
-        )  # fmt: skip
-    return b_sum
+        directions = load_directions(y, i_b, k, o_t, o_d, m_t, length, K, D, BK)
+        for j in tl.static_range(BK):
+            rows = weighed(
+                directions[j], channel_weights, token_weights, i_b * K + k + j, o_t, o_d,
+                m_t & (k + j + o_t * 0 < K), length, D, HAS_CHANNEL, HAS_TOKEN,
+            )  # fmt: skip
+            total = add_rows(total, rows)
+    return total
 
 
 @Kernel
 @triton.jit
 def merge_forward_kernel(
     y, channel_weights, token_weights, z, norm_weight, norm_bias, out,
-    z_b, z_t, K, length, channels, eps,
-    HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_NORM: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    z_b, z_t, length, blocks, eps,
+    K: tl.constexpr, D: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_NORM: tl.constexpr, TOKENS: tl.constexpr,
+    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    i_t, i_b = program_of_two(tl.cdiv(length, BT))
-    o_d = channel_offsets(PARTS)
-    o_t = i_t * BT + token_offsets(BT)
-    m_d = o_d < channels
-    m = (o_t < length) & m_d
-    b_z = tl.zeros([1, 1, 1, 1], tl.float32)
-    if HAS_Z:
-        b_z = load(z + i_b * z_b + o_t.to(tl.int64) * z_t + o_d, m)
-    b_out = weighed_sum(
-        y, channel_weights, token_weights, i_b, o_t, o_d, m, K, length, channels,
-        HAS_CHANNEL, HAS_TOKEN, BK, PARTS, BT,
-    )  # fmt: skip
-    if HAS_NORM:
-        b_out, _ = normalised_rows(b_out, m_d, channels, eps)
-        b_out *= load(norm_weight + o_d + o_t * 0, m)
-        b_out += load(norm_bias + o_d + o_t * 0, m)
-    if HAS_Z:
-        b_out *= b_z * sigmoid(b_z)
-    store(out + (i_b * length + o_t) * channels + o_d, b_out, m)
+    i_t, i_b = program_of_two(blocks)
+    o_d = channel_offsets(PIECES, PARTS)
+    for i in range(0, TOKENS, BT):
+        o_t = i_t * TOKENS + i + token_offsets(BT)
+        m_t = o_t < length
+        if HAS_Z:
+            b_z = load_rows(z + i_b * z_b + o_t.to(tl.int64) * z_t, o_d, m_t, D)
+        rows = weighed_sum(
+            y, channel_weights, token_weights, i_b, o_t, o_d, m_t, length,
+            K, D, HAS_CHANNEL, HAS_TOKEN, BK, PIECES, PARTS, BT,
+        )  # fmt: skip
+        if HAS_NORM:
+            centred, b_rstd = centred_rows(rows, o_d, m_t, D, eps)
+            rows = scale_rows(centred, b_rstd)
+            rows = multiply_rows(rows, load_rows(norm_weight + o_t * 0, o_d, m_t, D))
+            rows = add_rows(rows, load_rows(norm_bias + o_t * 0, o_d, m_t, D))
+        if HAS_Z:
+            rows = multiply_rows(rows, silu_rows(b_z))
+        store_rows(out + (i_b * length + o_t) * D, rows, o_d, m_t, D, True)
 
 
 def optional_contiguous(*tensors):
@@ -99,11 +106,14 @@ def merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, 
     out = torch.empty((batch, length, channels), dtype=y.dtype, device=y.device)
     if out.numel() > 0:
         tile = tiling(directions, channels)
+        tokens = max(_TOKENS, tile.tokens)
+        blocks = cdiv(length, tokens)
         with device_of(y):
-            merge_forward_kernel[(cdiv(length, tile.tokens) * batch,)](
+            merge_forward_kernel[(blocks * batch,)](
                 y, channel_weights, token_weights, z, norm_weight, norm_bias, out,
-                *((0, 0) if z is None else z.stride()[:2]), directions, length, channels, eps,
+                *token_strides(z), length, blocks, eps, K=directions, D=channels,
                 HAS_CHANNEL=channel_weights is not None, HAS_TOKEN=token_weights is not None,
-                HAS_Z=z is not None, HAS_NORM=norm_weight is not None, **tile.arguments(),
+                HAS_Z=z is not None, HAS_NORM=norm_weight is not None,
+                TOKENS=tokens, **tile.arguments(),
             )  # fmt: skip
     return out

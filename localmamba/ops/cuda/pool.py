@@ -7,18 +7,26 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import cdiv, device_of, program_of_two, sigmoid, unit_stride
+from .common import cdiv, device_of, program_of_two, unit_stride
 from .launch import Kernel
 from .partials import sum_partials
 from .tiles import (
-    WIDTH,
+    SMALL_TILE,
+    TILE,
+    add_rows,
+    centred_rows,
     channel_offsets,
-    direction_offsets,
-    load,
-    normalised_rows,
-    sum_tokens,
+    float_rows,
+    load_directions,
+    load_rows,
+    multiply_rows,
+    scale_rows,
+    silu_rows,
+    store_sums,
     tiling,
     token_offsets,
+    token_strides,
+    zero_rows,
 )
 
 _TOKENS = 16
@@ -28,28 +36,40 @@ _TOKENS = 16
 @Kernel
 @triton.jit
 def pool_forward_kernel(
-    y, z, sums, z_b, z_t, K, length, channels, blocks, eps,
-    HAS_Z: tl.constexpr, TOKENS: tl.constexpr, BK: tl.constexpr, PARTS: tl.constexpr,
-    BT: tl.constexpr,
+    y, z, sums, z_b, z_t, length, blocks, eps,
+    K: tl.constexpr, D: tl.constexpr, HAS_Z: tl.constexpr, TOKENS: tl.constexpr,
+    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     i_t, i_b = program_of_two(blocks)
-    i_k = tl.program_id(1)
-    o_d = channel_offsets(PARTS)
-    o_k = i_k * BK + direction_offsets(BK)
-    m_d, m_k = o_d < channels, o_k < K
-    b_sum = tl.zeros([BK, PARTS, BT, WIDTH], tl.float32)
-    p_y = y + (i_b * K + o_k) * length * channels + o_d
+    k = tl.program_id(1) * BK
+    o_d = channel_offsets(PIECES, PARTS)
+    totals = ()
+    for _ in tl.static_range(BK):
+        totals += (zero_rows(PIECES, PARTS, BT),)
+    o_first = i_t * TOKENS + token_offsets(BT)
+    end = tl.minimum(length, (i_t + 1) * TOKENS)
+    following = load_directions(y, i_b, k, o_first, o_d, o_first < end, length, K, D, BK)
     for i in range(0, TOKENS, BT):
-        o_t = i_t * TOKENS + i + token_offsets(BT)
-        m = (o_t < length) & m_d
-        b_y = load(p_y + o_t * channels, m & m_k)
+        o_t = o_first + i
+        m_t = o_t < length
+        directions = following
+        # The next tile's loads are under way while this one is added up.
+        o_next = o_t + BT
+        following = load_directions(y, i_b, k, o_next, o_d, o_next < end, length, K, D, BK)
         if HAS_Z:
-            b_z = load(z + i_b * z_b + o_t.to(tl.int64) * z_t + o_d, m)
-            b_y *= b_z * sigmoid(b_z)
-        b_xhat, _ = normalised_rows(b_y, m_d, channels, eps)
-        b_sum += tl.where(m, b_xhat, 0.0)  # with eps = 0, rows past the end are not numbers
-    p_sums = sums + ((i_b * K + o_k) * blocks + i_t) * channels + o_d
-    tl.store(p_sums, sum_tokens(b_sum) / length, mask=m_k & m_d)
+            act = silu_rows(load_rows(z + i_b * z_b + o_t.to(tl.int64) * z_t, o_d, m_t, D))
+        added = ()
+        for j in tl.static_range(BK):
+            rows = float_rows(directions[j])
+            if HAS_Z:
+                rows = multiply_rows(rows, act)
+            centred, b_rstd = centred_rows(rows, o_d, m_t, D, eps)
+            added += (add_rows(totals[j], scale_rows(centred, b_rstd)),)
+        totals = added
+    for j in tl.static_range(BK):
+        if k + j < K:
+            p_sums = sums + ((i_b * K + k + j) * blocks + i_t) * D
+            store_sums(p_sums, scale_rows(totals[j], 1.0 / length), o_d, D)
 
 
 def pool_forward(y, z, eps):
@@ -59,11 +79,12 @@ def pool_forward(y, z, eps):
     blocks = cdiv(length, _TOKENS)
     sums = torch.empty((batch, directions, blocks, channels), dtype=torch.float32, device=y.device)
     if y.numel() > 0:
-        tile = tiling(directions, channels, at_once=2)
+        # Directions of a program share the gate.
+        gate = (1, TILE) if z is None else (2, SMALL_TILE)
+        tile = tiling(directions, channels, *gate)
         with device_of(y):
             pool_forward_kernel[(blocks * batch, cdiv(directions, tile.directions))](
-                y, z, sums, *((0, 0) if z is None else z.stride()[:2]),
-                directions, length, channels, blocks, eps,
-                HAS_Z=z is not None, TOKENS=_TOKENS, **tile.arguments(),
+                y, z, sums, *token_strides(z), length, blocks, eps, K=directions, D=channels,
+                HAS_Z=z is not None, TOKENS=max(_TOKENS, tile.tokens), **tile.arguments(),
             )  # fmt: skip
     return sum_partials(sums, 2, torch.float32)
