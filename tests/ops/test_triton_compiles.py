@@ -163,7 +163,7 @@ def test_residual_norm(options):
     run_norm(kernels, norm_arguments((2, 15, 96), options, torch.bfloat16), torch.bfloat16)
 
 
-@pytest.mark.parametrize("channels", [2, 1536])
+@pytest.mark.parametrize("channels", [2, 100, 768, 1536])
 def test_residual_norm_of_other_sizes(channels):
     tensors = norm_arguments((2, 15, channels), NORM_OPTIONS, torch.float32)
     run_norm(kernels, tensors, torch.float32)

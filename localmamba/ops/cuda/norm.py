@@ -1,15 +1,28 @@
-"""Residual add, rotary turn and norm in one pass (Triton), forward and backward."""
+"""Residual add, rotary turn and norm in one pass (Triton), forward and backward.
+
+Everything of a tile is loaded before its sums over rows, which wait for one another.
+"""
 
 import torch
 import triton
 import triton.language as tl
 
-from .common import cdiv, device_of, next_power_of_2, store
+from .common import WAVE, cdiv, device_of, store
 from .launch import Kernel
 from .partials import sum_partials
+from .row_parts import (
+    load_rows,
+    load_vector,
+    mean_of_products,
+    mean_of_rows,
+    part_mask,
+    row_offsets,
+    row_tile,
+)
 
-PROGRAMS = 1024
-"""Programs of the backward kernel: each adds up the weight's gradient over a share of the rows."""
+_PROGRAMS = WAVE
+"""Of the backward kernel at most: four a multiprocessor, as many as run at a time. Each adds up the
+parameters' gradients over a share of the rows."""
 
 
 @triton.jit
@@ -25,95 +38,136 @@ def _turn(b_x, p_cos, p_sin, m, SIGN: tl.constexpr, BT: tl.constexpr, BD: tl.con
 
 
 @triton.jit
-def _scale_images(b_x, scale, o_t, rows, image):
-    """Multiplies each row by the factor of its image, of `image` rows."""
-    b_scale = tl.load(scale + o_t // image, mask=o_t < rows, other=0.0).to(tl.float32)
-    return b_x * b_scale[:, None]
+def _factors(scale, o_t, m_t, image):
+    """Of each row, [BT]: that of its image, of `image` rows."""
+    return tl.load(scale + o_t // image, mask=m_t, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _centred(
+    parts, m_t, CENTRED: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    """Rows without their mean; 0 past the last channel, as before."""
+    if not CENTRED:
+        return parts
+    b_mean = mean_of_rows(parts, C, PARTS)
+    centred = ()
+    for part in tl.static_range(PARTS):
+        b_x = parts[part] - b_mean[:, None]
+        if (part + 1) * BD > C:
+            b_x = tl.where(part_mask(part, m_t, C, BD), b_x, 0.0)
+        centred += (b_x,)
+    return centred
+
+
+@triton.jit
+def _rstd(parts, m_t, eps, C: tl.constexpr, PARTS: tl.constexpr):
+    """1 / std of centred rows, [BT]; finite past the last row too, without eps."""
+    b_variance = mean_of_products(parts, parts, C, PARTS) + eps
+    return tl.rsqrt(tl.where(m_t, b_variance, 1.0))
 
 
 @Kernel
 @triton.jit
 def norm_forward_kernel(
-    hidden, residual, weight, bias, cos, sin, scale, normed, stream,
-    rows, length, image, channels, eps,
+    hidden, residual, weight, bias, cos, sin, scale, normed, stream, rows, length, image, eps,
     HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, ROTARY: tl.constexpr,
-    SCALED: tl.constexpr, KEEP_STREAM: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    SCALED: tl.constexpr, KEEP_STREAM: tl.constexpr,
+    C: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    o_t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
-    o_d = tl.arange(0, BD)
-    m = (o_t < rows)[:, None] & (o_d < channels)[None, :]
-    o_x = o_t[:, None] * channels + o_d[None, :]
-    b_x = tl.load(hidden + o_x, mask=m, other=0.0).to(tl.float32)
-    if SCALED:
-        b_x = _scale_images(b_x, scale, o_t, rows, image)
+    first = tl.program_id(0).to(tl.int64) * BT
+    o_t = first + tl.arange(0, BT)
+    m_t = o_t < rows
+    hiddens = load_rows(hidden + first * C, m_t, C, PARTS, BT, BD)
     if HAS_RESIDUAL:
-        b_x += tl.load(residual + o_x, mask=m, other=0.0).to(tl.float32)
-    if ROTARY:
-        o_table = (o_t % length)[:, None] * channels + o_d[None, :]
-        b_x = _turn(b_x, cos + o_table, sin + o_table, m, 1.0, BT, BD)
-    if KEEP_STREAM:
-        store(stream + o_x, b_x, m)
+        residuals = load_rows(residual + first * C, m_t, C, PARTS, BT, BD)
+    if SCALED:
+        b_factor = _factors(scale, o_t, m_t, image)
+    o_x, parts = row_offsets(C, BT, BD), ()
+    for part in tl.static_range(PARTS):
+        o_part, m = first * C + part * BD, part_mask(part, m_t, C, BD)
+        b_x = hiddens[part]
+        if SCALED:
+            b_x *= b_factor[:, None]
+        if HAS_RESIDUAL:
+            b_x += residuals[part]
+        if ROTARY:
+            o_table = (o_t % length)[:, None] * C + part * BD + tl.arange(0, BD)[None, :]
+            b_x = _turn(b_x, cos + o_table, sin + o_table, m, 1.0, BT, BD)
+        if KEEP_STREAM:
+            store(stream + o_part + o_x, b_x, m)
+        parts += (b_x,)
+    parts = _centred(parts, m_t, CENTRED, C, PARTS, BD)
+    b_rstd = _rstd(parts, m_t, eps, C, PARTS)
+    weights = load_vector(weight, C, PARTS, BT, BD)
     if CENTRED:
-        mean = tl.sum(b_x, axis=1) / channels
-        b_x = tl.where(m, b_x - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(b_x * b_x, axis=1) / channels + eps)
-    b_weight = tl.load(weight + o_d, mask=o_d < channels, other=0.0).to(tl.float32)
-    b_x *= rstd[:, None] * b_weight[None, :]
-    if CENTRED:
-        b_x += tl.load(bias + o_d, mask=o_d < channels, other=0.0).to(tl.float32)[None, :]
-    store(normed + o_x, b_x, m)
+        biases = load_vector(bias, C, PARTS, BT, BD)
+    for part in tl.static_range(PARTS):
+        m = part_mask(part, m_t, C, BD)
+        b_y = parts[part] * b_rstd[:, None] * weights[part]
+        if CENTRED:
+            b_y += biases[part]
+        store(normed + first * C + part * BD + o_x, b_y, m)
 
 
 @Kernel
 @triton.jit
 def norm_backward_kernel(
     dnormed, dstream, stream, weight, cos, sin, scale, dhidden, dresidual, dweight, dbias,
-    rows, length, image, channels, share, eps,
+    rows, length, image, share, eps,
     HAS_DSTREAM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr,
-    ROTARY: tl.constexpr, SCALED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    ROTARY: tl.constexpr, SCALED: tl.constexpr,
+    C: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
-    o_d = tl.arange(0, BD)
-    b_weight = tl.load(weight + o_d, mask=o_d < channels, other=0.0).to(tl.float32)
-    b_dweight = tl.zeros([BD], tl.float32)
-    b_dbias = tl.zeros([BD], tl.float32)
+    weights = load_vector(weight, C, PARTS, BT, BD)
+    dweights = ()
+    for _ in tl.static_range(PARTS):
+        dweights += (tl.zeros([BT, BD], tl.float32),)
+    dbiases, o_x = dweights, row_offsets(C, BT, BD)
     for i in range(0, share, BT):
-        o_t = i_p.to(tl.int64) * share + i + tl.arange(0, BT)
-        m = ((o_t < rows) & (o_t < (i_p + 1) * share))[:, None] & (o_d < channels)[None, :]
-        o_x = o_t[:, None] * channels + o_d[None, :]
-        b_x = tl.load(stream + o_x, mask=m, other=0.0).to(tl.float32)
-        b_g = tl.load(dnormed + o_x, mask=m, other=0.0).to(tl.float32)
-        if CENTRED:
-            mean = tl.sum(b_x, axis=1) / channels
-            b_x = tl.where(m, b_x - mean[:, None], 0.0)
-        rstd = 1.0 / tl.sqrt(tl.sum(b_x * b_x, axis=1) / channels + eps)
-        b_x *= rstd[:, None]
-        b_dbias += tl.sum(b_g, axis=0)
-        b_dweight += tl.sum(b_g * b_x, axis=0)
-        b_g *= b_weight[None, :]
-        along = tl.sum(b_g * b_x, axis=1) / channels
-        if CENTRED:
-            b_g -= (tl.sum(b_g, axis=1) / channels)[:, None]
-        b_g = rstd[:, None] * (b_g - b_x * along[:, None])
+        first = i_p.to(tl.int64) * share + i
+        o_t = first + tl.arange(0, BT)
+        m_t = o_t < rows
+        streams = load_rows(stream + first * C, m_t, C, PARTS, BT, BD)
+        gradients = load_rows(dnormed + first * C, m_t, C, PARTS, BT, BD)
         if HAS_DSTREAM:
-            b_g += tl.load(dstream + o_x, mask=m, other=0.0).to(tl.float32)
-        if ROTARY:
-            o_table = (o_t % length)[:, None] * channels + o_d[None, :]
-            b_g = _turn(b_g, cos + o_table, sin + o_table, m, -1.0, BT, BD)
-        if HAS_RESIDUAL:
-            tl.store(dresidual + o_x, b_g, mask=m)
+            dstreams = load_rows(dstream + first * C, m_t, C, PARTS, BT, BD)
         if SCALED:
-            b_g = _scale_images(b_g, scale, o_t, rows, image)
-        tl.store(dhidden + o_x, b_g, mask=m)
-    tl.store(dweight + i_p * channels + o_d, b_dweight, mask=o_d < channels)
-    if CENTRED:
-        tl.store(dbias + i_p * channels + o_d, b_dbias, mask=o_d < channels)
-
-
-def _row_block(channels: int) -> tuple[int, int]:
-    """Channels rounded up to a power of two, and rows of a tile for one warp."""
-    block = max(2, next_power_of_2(channels))
-    return block, max(1, 512 // block)
+            b_factor = _factors(scale, o_t, m_t, image)
+        centred = _centred(streams, m_t, CENTRED, C, PARTS, BD)
+        weighed = ()
+        for part in tl.static_range(PARTS):
+            weighed += (gradients[part] * weights[part],)
+        b_rstd = _rstd(centred, m_t, eps, C, PARTS)
+        b_along = mean_of_products(centred, weighed, C, PARTS) * b_rstd * b_rstd
+        if CENTRED:
+            b_mean = mean_of_rows(weighed, C, PARTS)
+        dweights_here, dbiases_here = (), ()
+        for part in tl.static_range(PARTS):
+            o_part, m = first * C + part * BD, part_mask(part, m_t, C, BD)
+            dweights_here += (dweights[part] + gradients[part] * (centred[part] * b_rstd[:, None]),)
+            dbiases_here += (dbiases[part] + gradients[part],)
+            b_g = weighed[part] - centred[part] * b_along[:, None]
+            if CENTRED:
+                b_g -= b_mean[:, None]
+            b_g *= b_rstd[:, None]
+            if HAS_DSTREAM:
+                b_g += dstreams[part]
+            if ROTARY:
+                o_table = (o_t % length)[:, None] * C + part * BD + tl.arange(0, BD)[None, :]
+                b_g = _turn(b_g, cos + o_table, sin + o_table, m, -1.0, BT, BD)
+            if HAS_RESIDUAL:
+                tl.store(dresidual + o_part + o_x, b_g, mask=m)
+            if SCALED:
+                b_g *= b_factor[:, None]
+            tl.store(dhidden + o_part + o_x, b_g, mask=m)
+        dweights, dbiases = dweights_here, dbiases_here
+    for part in tl.static_range(PARTS):
+        o_d = part * BD + tl.arange(0, BD)
+        tl.store(dweight + i_p * C + o_d, tl.sum(dweights[part], axis=0), mask=o_d < C)
+        if CENTRED:
+            tl.store(dbias + i_p * C + o_d, tl.sum(dbiases[part], axis=0), mask=o_d < C)
 
 
 def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype, keep_stream):
@@ -126,14 +180,14 @@ def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype, ke
     normed = torch.empty(hidden.shape, dtype=dtype, device=hidden.device)
     stream = torch.empty_like(normed, dtype=torch.float32) if keep_stream else None
     if rows > 0:
-        block, tile = _row_block(channels)
+        tile = row_tile(channels)
         with device_of(hidden):
-            norm_forward_kernel[(cdiv(rows, tile),)](
+            norm_forward_kernel[(cdiv(rows, tile.rows),)](
                 hidden, residual, weight, bias, cos, sin, scale, normed, stream,
-                rows, length, hidden.shape[1:-1].numel(), channels, eps,
+                rows, length, hidden.shape[1:-1].numel(), eps,
                 HAS_RESIDUAL=residual is not None, CENTRED=bias is not None,
                 ROTARY=cos is not None, SCALED=scale is not None, KEEP_STREAM=keep_stream,
-                BT=tile, BD=block, num_warps=max(1, block // 2048),
+                **tile.arguments(channels),
             )  # fmt: skip
     return normed, stream
 
@@ -149,8 +203,8 @@ def norm_backward(
     rows = stream.numel() // channels
     dhidden = torch.empty(stream.shape, dtype=hidden_dtype, device=stream.device)
     dresidual = torch.empty_like(stream) if has_residual else None
-    block, tile = _row_block(channels)
-    share = max(cdiv(cdiv(rows, PROGRAMS), tile) * tile, 1)
+    tile = row_tile(channels)
+    share = max(cdiv(cdiv(rows, _PROGRAMS), tile.rows), 1) * tile.rows
     programs = cdiv(rows, share)
     sums = (1 if bias is None else 2, programs, channels)  # of the weight, then of the bias
     sums = torch.empty(sums, dtype=torch.float32, device=stream.device)
@@ -159,10 +213,10 @@ def norm_backward(
             norm_backward_kernel[(programs,)](
                 dnormed, dstream, stream, weight, cos, sin, scale,
                 dhidden, dresidual, sums[0], sums[-1],
-                rows, length, stream.shape[1:-1].numel(), channels, share, eps,
+                rows, length, stream.shape[1:-1].numel(), share, eps,
                 HAS_DSTREAM=dstream is not None, HAS_RESIDUAL=has_residual,
                 CENTRED=bias is not None, ROTARY=cos is not None, SCALED=scale is not None,
-                BT=tile, BD=block, num_warps=max(1, block // 2048),
+                **tile.arguments(channels),
             )  # fmt: skip
     dweight, *dbias = sum_partials(sums, 1, torch.float32)
     dbias = None if bias is None else dbias[0].to(bias.dtype)

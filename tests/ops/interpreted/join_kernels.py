@@ -29,7 +29,7 @@ from ops.helpers import FORWARD_TOLERANCE, LAYOUTS, random, relative_error
 
 from localmamba.ops import cuda as kernels
 from localmamba.ops import reference_backend
-from localmamba.ops.cuda import conv, depthwise_conv
+from localmamba.ops.cuda import conv, depthwise_conv, norm
 from localmamba.ops.cuda.partials import sum_partials
 from localmamba.ops.cuda.select_layers_backward import backward_of_parts
 
@@ -280,9 +280,27 @@ def test_residual_norm(options):
     check_norm(kernels, norm_arguments((2, 15, 6), options, torch.float32), torch.float32)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 300, 6), (2, 5, 1100)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 2), (2, 300, 6), (3, 7, 96), (2, 5, 538), (2, 5, 1100)], ids=str
+)
 def test_residual_norm_of_other_sizes(shape):
     check_norm(kernels, norm_arguments(shape, NORM_OPTIONS, torch.float32), torch.float32)
+
+
+@pytest.mark.parametrize("options", [(), NORM_OPTIONS], ids=["rms", "all"])
+def test_residual_norm_of_few_programs(monkeypatch, options):
+    """As with large batches: a program has several tiles, the last one fewer."""
+    monkeypatch.setattr(norm, "_PROGRAMS", 2)
+    check_norm(kernels, norm_arguments((2, 37, 96), options, torch.float32), torch.float32)
+
+
+def test_gradients_of_the_norm_without_eps_do_not_count_rows_past_the_end():
+    _, _, weight, *_, dnormed, _ = norm_arguments((2, 15, 6), (), torch.float32).values()
+    x = random(2, 15, 6)
+    gradients = kernels.norm_backward(
+        dnormed, None, x, weight, None, None, None, None, 0.0, torch.float32, False
+    )
+    assert all(g is None or g.isfinite().all() for g in gradients)
 
 
 def test_residual_norm_of_maps():
