@@ -26,6 +26,13 @@ _REGISTERS = 168
 """Of a thread of the backward kernel, for three programs a multiprocessor at a time, where they
 suffice: for 3 x 3 taps in half precision."""
 
+_AHEAD = 3
+"""Rows that the backward kernel loads ahead of the one that it works on."""
+
+
+_NEVER_CONSTANT = ("strips", "bands")
+"""Where both are 1, Triton would make constants of them, and then masks that fill the registers."""
+
 
 class _Launch(NamedTuple):
     """How a batch of maps is cut into units."""
@@ -70,22 +77,40 @@ def _place(i_u, strips, bands, R: tl.constexpr, BW: tl.constexpr):
 
 
 @triton.jit
-def _rows(
-    x, x_h, x_w, i_h, o_w, o_d, height, width, m_d, R: tl.constexpr, S: tl.constexpr
-):  # fmt: skip
-    """What R rows of tokens, from i_h on, read: (R + S - 1) * S tiles [BW, BD], row by row."""
-    rows = ()
-    for i in tl.static_range(R + S - 1):
-        i_s = i_h + (i - S // 2)
-        p_row = x + i_s.to(tl.int64) * x_h
-        right = tl.where((i_s >= 0) & (i_s < height), width, 0)
-        for j in tl.static_range(S):
-            o_s = o_w + (j - S // 2)
-            m = (tl.where(o_s < 0, width, o_s) < right)[:, None] & m_d[None, :]
-            p_x = p_row + o_s.to(tl.int64)[:, None] * x_w + o_d[None, :]
-            b_x = tl.load(p_x, mask=m, other=0.0)
-            rows += (b_x.to(tl.float32),)
-    return rows
+def _columns(x, i_b, i_h, o_w, o_d, x_b, x_h, x_w, S: tl.constexpr):
+    """Pointers to the first row that a unit reads, [BW, BD] for each column of taps."""
+    p_row = x + i_b * x_b + (i_h - S // 2).to(tl.int64) * x_h
+    pointers = ()
+    for j in tl.static_range(S):
+        o_s = (o_w + (j - S // 2)).to(tl.int64)
+        pointers += (p_row + (o_s[:, None] * x_w + o_d[None, :]),)
+    return pointers
+
+
+@triton.jit
+def _row(columns, i_s, x_h, o_w, height, width, m_d, S: tl.constexpr):
+    """What a unit reads of row i_s, S tiles [BW, BD], and the pointers to the next row."""
+    right = tl.where((i_s >= 0) & (i_s < height), width, 0)
+    tiles, below = (), ()
+    for j in tl.static_range(S):
+        o_s = o_w + (j - S // 2)
+        m = (tl.where(o_s < 0, width, o_s) < right)[:, None] & m_d[None, :]
+        tiles += (tl.load(columns[j], mask=m, other=0.0).to(tl.float32),)
+        below += (columns[j] + x_h,)
+    return tiles, below
+
+
+@triton.jit
+def _mask(i_h, o_w, height, width, m_d):
+    """Where a unit has tokens in row i_h, [BW, BD]."""
+    return (o_w < tl.where(i_h < height, width, 0))[:, None] & m_d[None, :]
+
+
+@triton.jit
+def _outputs(i_b, i_h, o_w, o_d, height, width, channels):
+    """Offsets of a unit's first row in what the convolution puts out, [BW, BD]."""
+    o_row = (i_b * height + i_h) * width * channels
+    return o_row + (o_w[:, None] * channels + o_d[None, :])
 
 
 @triton.jit
@@ -101,7 +126,7 @@ def _parameters(weight, bias, o_d, m_d, channels, S: tl.constexpr, HAS_BIAS: tl.
 
 
 @Kernel
-@triton.jit
+@triton.jit(do_not_specialize=_NEVER_CONSTANT)
 def depthwise_kernel(
     x, weight, bias, y, x_b, x_h, x_w, height, width, channels, strips, bands, channel_blocks,
     HAS_BIAS: tl.constexpr, TRANSPOSED: tl.constexpr,
@@ -113,28 +138,31 @@ def depthwise_kernel(
     o_d = i_d * BD + tl.arange(0, BD)
     m_d = o_d < channels
     taps, b_bias = _parameters(weight, bias, o_d, m_d, channels, S, HAS_BIAS)
-    rows = _rows(x + i_b * x_b, x_h, x_w, i_h, o_w, o_d, height, width, m_d, R, S)
+    columns, rows = _columns(x, i_b, i_h, o_w, o_d, x_b, x_h, x_w, S), ()
+    for i in tl.static_range(R + S - 1):
+        tiles, columns = _row(columns, i_h + (i - S // 2), x_h, o_w, height, width, m_d, S)
+        rows += tiles
+    p_y = y + _outputs(i_b, i_h, o_w, o_d, height, width, channels)
     for i in tl.static_range(R):
         b_y = tl.zeros([BW, BD], tl.float32) + b_bias[None, :]
         for j in tl.static_range(S * S):
             b_y += taps[S * S - 1 - j if TRANSPOSED else j][None, :] * rows[i * S + j]
         if not TRANSPOSED:
             b_y *= sigmoid(b_y)
-        m = (o_w < tl.where(i_h + i < height, width, 0))[:, None] & m_d[None, :]
-        p_y = y + (i_b * height + i_h + i) * width * channels
-        p_y += o_w[:, None] * channels + o_d[None, :]
+        m = _mask(i_h + i, o_w, height, width, m_d)
         if TRANSPOSED:
             tl.store(p_y, b_y, mask=m)
         else:
             store(p_y, b_y, m)
+        p_y += width * channels
 
 
 @Kernel
-@triton.jit
+@triton.jit(do_not_specialize=_NEVER_CONSTANT)
 def before_silu_backward_kernel(
     dy, x, weight, bias, dpre, dparameters, x_b, x_h, x_w, height, width, channels,
     strips, bands, channel_blocks, units, share,
-    HAS_BIAS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, AHEAD: tl.constexpr,
     R: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """Back through SiLU: the gradient of the convolution's output, and its sums over a share.
@@ -150,22 +178,31 @@ def before_silu_backward_kernel(
         sums += (tl.zeros([BW, BD], tl.float32),)
     for i_u in range(i_p * share, tl.minimum((i_p + 1) * share, units)):
         i_b, i_h, o_w = _place(i_u, strips, bands, R, BW)
-        rows = _rows(x + i_b * x_b, x_h, x_w, i_h, o_w, o_d, height, width, m_d, R, S)
-        for i in tl.static_range(R):
-            b_pre = tl.zeros([BW, BD], tl.float32) + b_bias[None, :]
-            for j in tl.static_range(S * S):
-                b_pre += taps[j][None, :] * rows[i * S + j]
-            b_gate = sigmoid(b_pre)
-            m = (o_w < tl.where(i_h + i < height, width, 0))[:, None] & m_d[None, :]
-            o_row = (i_b * height + i_h + i) * width * channels
-            o_y = o_w[:, None] * channels + o_d[None, :]
-            b_g = tl.load(dy + o_row + o_y, mask=m, other=0.0).to(tl.float32)
-            b_g *= silu_slope(b_pre, b_gate)
-            tl.store(dpre + o_row + o_y, b_g, mask=m)
-            added = ()
-            for j in tl.static_range(S * S):
-                added += (sums[j] + b_g * rows[i * S + j],)
-            sums = added + (sums[S * S] + b_g,)
+        columns = _columns(x, i_b, i_h, o_w, o_d, x_b, x_h, x_w, S)
+        o_y = _outputs(i_b, i_h, o_w, o_d, height, width, channels)
+        p_dy, p_dpre, rows, gradients = dy + o_y, dpre + o_y, (), ()
+        # Step i loads what step i + AHEAD needs first, so that a warp seldom waits.
+        for i in tl.static_range(-AHEAD - S + 1, R):
+            if i + AHEAD < R:
+                i_s = i_h + (i + AHEAD + S // 2)
+                tiles, columns = _row(columns, i_s, x_h, o_w, height, width, m_d, S)
+                rows += tiles
+                if i + AHEAD >= 0:
+                    m = _mask(i_h + (i + AHEAD), o_w, height, width, m_d)
+                    gradients += (tl.load(p_dy, mask=m, other=0.0),)
+                    p_dy += width * channels
+            if i >= 0:
+                b_pre = tl.zeros([BW, BD], tl.float32) + b_bias[None, :]
+                for j in tl.static_range(S * S):
+                    b_pre += taps[j][None, :] * rows[i * S + j]
+                b_g = gradients[i].to(tl.float32) * silu_slope(b_pre, sigmoid(b_pre))
+                m = _mask(i_h + i, o_w, height, width, m_d)
+                tl.store(p_dpre, b_g, mask=m)
+                p_dpre += width * channels
+                added = ()
+                for j in tl.static_range(S * S):
+                    added += (sums[j] + b_g * rows[i * S + j],)
+                sums = added + (sums[S * S] + b_g,)
     p_sums = dparameters + i_p.to(tl.int64) * (S * S + 1) * channels
     for i in tl.static_range(S * S):
         tl.store(p_sums + o_d * (S * S) + i, tl.sum(sums[i], axis=0), mask=m_d)
@@ -205,8 +242,9 @@ def depthwise_backward(dy, x, weight, bias):
     bias = bias if bias is None else bias.contiguous()
     batch, height, width, channels = x.shape
     launch = _launch(batch, height, width, channels, size)
-    # Two programs a scheduler: each adds up the parameters' gradients over its share of the units.
-    share = max(1, cdiv(launch.units * launch.channel_blocks, 2 * WAVE))
+    # Six programs a multiprocessor, where two or three run at a time: shares of the units, over
+    # which each adds up the parameters' gradients, that end together.
+    share = max(1, cdiv(launch.units * launch.channel_blocks, 3 * WAVE // 2))
     programs = cdiv(launch.units, share)
     registers = _REGISTERS if x.element_size() == 2 and size <= 3 else None
     dpre = torch.empty(x.shape, dtype=dy.dtype, device=x.device)
@@ -216,8 +254,8 @@ def depthwise_backward(dy, x, weight, bias):
             before_silu_backward_kernel[(programs * launch.channel_blocks,)](
                 dy, x, weight, bias, dpre, sums, *x.stride()[:3], height, width, channels,
                 launch.strips, launch.bands, launch.channel_blocks, launch.units, share,
-                HAS_BIAS=bias is not None, R=launch.rows, BW=_COLUMNS, BD=launch.channels, S=size,
-                num_warps=launch.warps, maxnreg=registers,
+                HAS_BIAS=bias is not None, AHEAD=_AHEAD, R=launch.rows, BW=_COLUMNS,
+                BD=launch.channels, S=size, num_warps=launch.warps, maxnreg=registers,
             )  # fmt: skip
     dx = _convolve(dpre, weight, None, True)
     dweight, dbias = sum_partials(sums, 0, torch.float32).tensor_split([size**2 * channels])
