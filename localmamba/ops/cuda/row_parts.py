@@ -37,7 +37,10 @@ class RowTile(NamedTuple):
 
 @lru_cache(maxsize=256)
 def row_tile(channels: int) -> RowTile:
-    """Parts of a row that a warp reads at once, or several rows of; up to 1024 channels."""
+    """Three or four parts a row, so that little is padding; up to eight that one warp can read.
+
+    Rows of more than 1024 channels take several warps, which then exchange their sums.
+    """
     width = max(2, next_power_of_2(channels) // 4)
     width = width if channels > 1024 else min(width, 128)
     rows = max(1, _VALUES // width)
