@@ -241,11 +241,6 @@ __device__ __forceinline__ float sum_four(const float* v, int lane) {
   return (up ? w[1] : w[0]) + __shfl_xor_sync(FULL, up ? w[0] : w[1], SECOND);
 }
 
-// Over the 4 lanes that hold the same channels.
-__device__ __forceinline__ float sum_states(const float* v, int lane) {
-  return sum_four<8, 16>(v, lane);
-}
-
 // Forward: SPLIT lanes share a channel, each with some of its states. One lane a channel does the
 // least work; more of them make more warps of few sequences, each through its steps in less time.
 #define CHANNELS (WARP / SPLIT)  // of a warp: lane = part * CHANNELS + channel
@@ -267,7 +262,7 @@ __device__ __forceinline__ float sum_parts(const float* v, int lane) {
   bool up = lane & 16;
   return (up ? v[1] : v[0]) + __shfl_xor_sync(FULL, up ? v[0] : v[1], 16);
 #else
-  return sum_states(v, lane);
+  return sum_four<8, 16>(v, lane);
 #endif
 }
 
@@ -505,7 +500,7 @@ extern "C" __global__ void __launch_bounds__(WARP) segment_carry(
 // and put into global scratch memory, then, group by group from the last, those of every other step
 // into shared memory, then the gradients. Exponentials are what costs: three a state and step.
 // A lane holds 4 states of 4 channels, so that sums over channels (dB, dC) and over states
-// (du, ddelta) are both mostly inside a lane. Lane = states * 8 + channels, in units of 4.
+// (du, ddelta) are both mostly inside a lane. Lane = channels * 4 + states, in units of 4.
 #define TILE 4
 #define BACKWARD_WARPS 12  // of a multiprocessor: as many as 168 registers a lane allow
 
@@ -540,10 +535,10 @@ __device__ __forceinline__ void fetch(const float* from, Tile& h, int lane) {
   for (int i = 0; i < TILE; i++) get_four(from + (i * WARP + lane) * 4, h.v[i]);
 }
 
-// Over the 8 lanes that hold the same states.
+// Over the 8 lanes that hold the same states. The 4 that hold the same channels are neighbours.
 __device__ __forceinline__ float sum_channels(const float* v, int lane) {
-  float x = sum_four<1, 2>(v, lane);
-  return x + __shfl_xor_sync(FULL, x, 4);
+  float x = sum_four<4, 8>(v, lane);
+  return x + __shfl_xor_sync(FULL, x, 16);
 }
 
 // Copies to shared memory without a register between; a lane reads what it copied itself.
@@ -574,12 +569,12 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
   __shared__ __align__(16) float s_h[GROUP / 2][N * WARP];
   Sequence s = locate(K, blocks);
   int eight = s.lane & 3, step = s.lane >> 2;    // what the lane loads and stores of a group
-  int block = s.lane & 7, state = s.lane >> 3;   // its tile, in units of 4 channels and 4 states
+  int block = s.lane >> 2, state = s.lane & 3;   // its tile, in units of 4 channels and 4 states
   int base = s.block * WARP;
   // After the sums over states the lane owns this channel of the block:
-  int own = block * TILE + ((s.lane >> 3) & 1) * 2 + ((s.lane >> 4) & 1);
-  // After the sums over channels it owns this state (with the lane 4 further):
-  int own_state = state * TILE + (s.lane & 1) * 2 + ((s.lane >> 1) & 1);
+  int own = block * TILE + (s.lane & 1) * 2 + ((s.lane >> 1) & 1);
+  // After the sums over channels it owns this state (with the lane 16 further):
+  int own_state = state * TILE + ((s.lane >> 2) & 1) * 2 + ((s.lane >> 3) & 1);
 
   const element* p_u = rows_of(u, {u_b, u_k, u_t}, s, s.block * 4 + eight);
   const element* p_dt = rows_of(dt, {dt_b, dt_k, dt_t}, s, s.block * 4 + eight);
@@ -687,8 +682,8 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
       }
     }
     float sum_b = sum_channels(db, s.lane);
-    float sum_driven = sum_states(driven, s.lane);
-    float sum_decayed = sum_states(decayed, s.lane);
+    float sum_driven = sum_four<1, 2>(driven, s.lane);
+    float sum_decayed = sum_four<1, 2>(decayed, s.lane);
     float delta = s_delta[j][own], input = s_u[j][own], g = s_dy[j][own];
     float ddelta = fmaf(input, sum_driven, sum_decayed * LN2) * step_size_slope(delta);
 #if HAS_BIAS
