@@ -8,7 +8,14 @@ import pytest
 import timm
 import torch
 
-from localmamba.benchmark import Result, Setting, describe_machine, measure
+from localmamba.benchmark import (
+    Result,
+    Setting,
+    describe_machine,
+    measure,
+    read_csv,
+    write_csv,
+)
 from localmamba.benchmark.measure import Workload, create_model, median_milliseconds
 from localmamba.benchmark.report import relative_times
 from localmamba.cli.bench import bench, plan
@@ -115,7 +122,7 @@ def test_impossible_settings_are_refused(change: dict, message: str) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_missing_gpu_is_told() -> None:
     with pytest.raises(ValueError, match="device 'cuda' is not available here"):
-        Setting(SMALL, "inference", "cuda", "float32", 1, 224)
+        plan([SMALL], "cuda", "float32", "both", batch=[1], size=[224])
 
 
 def test_plan_pairs_batches_with_sizes() -> None:
@@ -170,6 +177,22 @@ def test_command_writes_table_csv_and_figure(capsys: pytest.CaptureFixture, tmp_
     ]
     assert rows[0]["relative_time"] == "1"
     assert (tmp_path / "bench.png").stat().st_size > 0
+
+
+def test_csv_is_read_as_it_was_written(tmp_path) -> None:
+    gpu = replace(setting(size=224), device="cuda", launch="graph")
+    results = [Result(setting(), 2.5, 10.0), Result(gpu, error="out of memory")]
+    machine = {"device": "NVIDIA H200", "torch": "2.11.0"}
+    write_csv(results, SMALL, machine, tmp_path / "bench.csv")
+    read, machine_read = read_csv(tmp_path / "bench.csv")
+    assert (read[0], machine_read) == (results[0], machine)
+    assert (read[1].setting, read[1].error) == (gpu, "out of memory")
+
+
+def test_other_tables_are_refused(tmp_path) -> None:
+    (tmp_path / "other.csv").write_text("epoch,loss\n1,2.0\n")
+    with pytest.raises(ValueError, match=r"other\.csv is no table of `localmamba bench`"):
+        read_csv(tmp_path / "other.csv")
 
 
 def test_command_fails_when_nothing_could_be_measured(monkeypatch, tmp_path) -> None:

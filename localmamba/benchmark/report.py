@@ -75,19 +75,48 @@ def _row(result: Result, relative: float) -> list[str]:
     ]
 
 
+_FIGURES = ("milliseconds", "images_per_second", "tokens_per_second", "memory_mib")
+_NOTES = ("relative_time", "baseline", "error")
+
+
+def _columns() -> list[str]:
+    """Of a setting; what the machine is called `device` for comes last."""
+    return ["backend" if f.name == "device" else f.name for f in fields(Setting)]
+
+
 def write_csv(
     results: Sequence[Result], baseline: str, machine: dict[str, str], path: Path
 ) -> None:
     """Writes every result and what it was measured on, one a line."""
-    setting = ["backend" if f.name == "device" else f.name for f in fields(Setting)]
-    figures = ["milliseconds", "images_per_second", "tokens_per_second", "memory_mib"]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([*setting, *figures, "relative_time", "baseline", "error", *machine])
+        writer.writerow([*_columns(), *_FIGURES, *_NOTES, *machine])
         for result, relative in zip(results, relative_times(results, baseline), strict=True):
-            values = [getattr(result, name) for name in figures]
+            values = [getattr(result, name) for name in _FIGURES]
             rounded = [f"{value:.4g}" for value in [*values, relative]]
             writer.writerow(
                 [*astuple(result.setting), *rounded, baseline, result.error, *machine.values()]
             )
+
+
+def read_csv(path: Path) -> tuple[list[Result], dict[str, str]]:
+    """The results and the machine that `write_csv` wrote.
+
+    Raises:
+        ValueError: If another program wrote the file.
+    """
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or [])
+        own = [*_columns(), *_FIGURES, *_NOTES]
+        if columns[: len(own)] != own:
+            raise ValueError(f"{path} is no table of `localmamba bench`: its columns are {columns}")
+        rows = list(reader)
+    results = []
+    for row in rows:
+        model, mode, device, dtype, batch, size, launch = (row[name] for name in _columns())
+        setting = Setting(model, mode, device, dtype, int(batch), int(size), launch)
+        measured = float(row["milliseconds"]), float(row["memory_mib"])
+        results.append(Result(setting, *measured, row["error"]))
+    return results, {name: rows[0][name] for name in columns[len(own) :]} if rows else {}

@@ -38,6 +38,12 @@ def _check_known(what: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
 
 
+def check_available(device: str) -> None:
+    """Raises ValueError for a GPU where there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' is not available here; use 'cpu'")
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is measured.
@@ -52,7 +58,7 @@ class Setting:
         launch: One of `LAUNCHES`.
 
     Raises:
-        ValueError: If it cannot be measured here.
+        ValueError: If nothing could be measured so anywhere.
     """
 
     model: str
@@ -72,8 +78,6 @@ class Setting:
         _check_known("launch", self.launch, LAUNCHES)
         if self.launch == "graph" and self.device != "cuda":
             raise ValueError("launch 'graph' needs device 'cuda'; use 'eager'")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device 'cuda' is not available here; use 'cpu'")
         if self.batch < 1 or self.size < 1:
             raise ValueError(f"batch and size must be at least 1, got {self.batch} and {self.size}")
 

@@ -12,6 +12,7 @@ from localmamba.benchmark import (
     MODES,
     Result,
     Setting,
+    check_available,
     describe_machine,
     measure,
     results_tables,
@@ -102,6 +103,7 @@ def plan(
         raise ValueError(
             f"give one batch, or one for each size: {len(batch)} for {len(size)} sizes"
         )
+    check_available(device)
     batches = list(batch) * len(size) if len(batch) == 1 else batch
     modes = MODES if mode == "both" else (mode,)
     return [

@@ -54,7 +54,8 @@ def _draw_bars(axes: Axes, results: list[Result], models: list[str]) -> None:
     rates = {result.setting.model: result.images_per_second for result in results}
     values = [rates.get(model, 0.0) for model in models]
     bars = axes.barh(models, values, color=[_colour(model, models) for model in models])
-    axes.bar_label(bars, fmt="{:,.0f}", fontsize=8, padding=3, color=INK)
+    labels = [f"{value:,.0f}" if value else "not measured" for value in values]
+    axes.bar_label(bars, labels, fontsize=8, padding=3, color=INK)
     axes.margins(x=0.15)
     if not axes.yaxis_inverted():
         axes.invert_yaxis()

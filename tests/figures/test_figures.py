@@ -9,6 +9,8 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
+from localmamba.benchmark import Result, Setting
+from localmamba.figures.benchmarks import draw_benchmark
 from localmamba.figures.directions import draw_directions
 from localmamba.figures.probabilities import draw_probabilities
 from localmamba.figures.scans import draw_scans
@@ -64,3 +66,13 @@ def test_probabilities_draw_a_line_for_each_candidate(candidates, tmp_path):
     paths = save_figure(figure, tmp_path / "new" / "probabilities")
     assert [path.suffix for path in paths] == [".png", ".svg"]
     assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_a_bar_that_is_missing_is_no_zero():
+    def result(model, mode):
+        return Result(Setting(model, mode, "cpu", "float32", 1, 32), milliseconds=10.0)
+
+    measured = [result("test_vit", "inference"), result("test_resnet", "inference")]
+    figure = draw_benchmark([*measured, result("test_vit", "training")])
+    shown = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert shown == [["100", "100"], ["100", "not measured"]]
