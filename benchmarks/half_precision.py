@@ -1,0 +1,125 @@
+"""Trains a model on digits in half precision, and compares its gradients with float32's.
+
+    python benchmarks/half_precision.py [--model localvmamba_tiny] [--dtype bfloat16] [--seed 0]
+
+With a learning rate as large as that of tests/cuda/test_cuda_training.py, on the same data. Prints
+the mean loss of every 20 steps; and, at some of them, how far the half-precision features and
+gradients of the weights at hand are from float32's (norm of the difference over norm; the median is
+over parameters), what rounding the weights alone would do, and the largest output of a scan.
+"""
+
+import argparse
+import copy
+
+import timm
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import localmamba  # noqa: F401 - registers the models
+from localmamba.layers.s6 import S6Branches
+
+SIZE, BATCH, LEARNING_RATE, WINDOW = 64, 32, 3e-3, 20
+FLOAT16_SCALE = 2.0**10
+"""Of the loss, where gradients are compared: smaller ones would be cut off."""
+
+
+class Digits:
+    """Digits, 8 x 8, enlarged, cropped at random."""
+
+    def __init__(self, seed: int, device: str) -> None:
+        data = load_digits()
+        images = torch.from_numpy(data.images).float()[:, None] / 8 - 1
+        large = F.interpolate(images, size=SIZE * 9 // 8, mode="bilinear")
+        self.images = large.expand(-1, 3, -1, -1).to(device)
+        self.labels = torch.from_numpy(data.target).to(device)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(self.labels), (BATCH,), generator=self.generator)
+        spare = self.images.shape[2] - SIZE + 1
+        top, left = torch.randint(spare, (2,), generator=self.generator).tolist()
+        chosen = chosen.to(self.labels.device)
+        crops = self.images[chosen, :, top : top + SIZE, left : left + SIZE]
+        return crops, self.labels[chosen]
+
+
+def gradients(
+    model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    """Features and the gradients of all parameters, without stochastic depth."""
+    model.eval().zero_grad()
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        features = model.forward_features(images)
+        loss = F.cross_entropy(model.forward_head(features), labels)
+    scale = FLOAT16_SCALE if dtype == torch.float16 else 1.0
+    (loss * scale).backward()
+    found = [x.grad / scale for x in model.parameters()]
+    model.train().zero_grad()
+    return features.detach().float(), found
+
+
+def differences(found: tuple[Tensor, list[Tensor]], exact: tuple[Tensor, list[Tensor]]) -> str:
+    """Of features and gradients from float32's, relative."""
+    features = (found[0] - exact[0]).norm() / exact[0].norm()
+    sizes = torch.stack([x.norm() for x in exact[1]])
+    apart = torch.stack([(x - y).norm() for x, y in zip(found[1], exact[1], strict=True)])
+    median = (apart / sizes.clamp_min(1e-20)).median()
+    whole = apart.norm() / sizes.norm()
+    return f"features {features:.4f}, gradients {whole:.3f} (median {median:.3f})"
+
+
+def compare(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
+    """Prints what half precision does to the gradients at these weights."""
+    largest = [0.0]
+
+    def note(_module, _inputs, output):
+        largest[0] = max(largest[0], output.abs().max().item())
+
+    scans = [module for module in model.modules() if isinstance(module, S6Branches)]
+    hooks = [scan.register_forward_hook(note) for scan in scans]
+    exact = gradients(model, images, labels, torch.float32)
+    for hook in hooks:
+        hook.remove()
+    rounded = copy.deepcopy(model)
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+    print(f"  {dtype}: {differences(gradients(model, images, labels, dtype), exact)}")
+    alone = differences(gradients(rounded, images, labels, torch.float32), exact)
+    print(f"  weights rounded: {alone}; largest output of a scan {largest[0]:.1e}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="localvmamba_tiny")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--compare", type=int, nargs="*", default=[], help="at these steps")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    options = parser.parse_args()
+    dtype, device = getattr(torch, options.dtype), options.device
+    torch.manual_seed(options.seed)
+    model = timm.create_model(options.model, img_size=SIZE, num_classes=10).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    digits, losses = Digits(options.seed, device), []
+    for step in range(options.steps):
+        images, labels = digits.batch()
+        if step in options.compare and dtype != torch.float32:
+            compare(model, images, labels, dtype)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.detach())
+        if (step + 1) % WINDOW == 0:
+            mean = torch.stack(losses[-WINDOW:]).mean()
+            print(f"steps {step + 2 - WINDOW} to {step + 1}: mean loss {mean:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
