@@ -63,7 +63,6 @@ def test_half_precision_stays_finite_where_float32_does(name, dtype):
     assert math.isfinite(sum(full[:20])), "float32 itself fails: the learning rate is too large"
     lost = [step for step in range(STEPS) if math.isfinite(full[step]) > math.isfinite(half[step])]
     assert not lost, f"first at step {lost[0]}, after losses {half[: lost[0]][-5:]}"
-    # So large a rate may undo it again: LocalVMamba-T in bfloat16 once ended where
-    # it began.
+    # So large a rate may undo it again: docs/performance.md, training in half precision.
     windows = [sum(half[i : i + 20]) for i in range(0, STEPS, 20)]
     assert min(windows) < 0.7 * windows[0], f"it does not learn: {windows}"
