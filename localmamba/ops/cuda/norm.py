@@ -10,12 +10,12 @@ import triton.language as tl
 from .common import WAVE, cdiv, device_of, store
 from .launch import Kernel
 from .partials import sum_partials
-from .row_parts import (
-    load_rows,
-    load_vector,
+from .row_pieces import (
+    load_parameter,
+    load_pieces,
     mean_of_products,
     mean_of_rows,
-    part_mask,
+    piece_mask,
     row_offsets,
     row_tile,
 )
@@ -26,8 +26,13 @@ parameters' gradients over a share of the rows."""
 
 
 @triton.jit
-def _turn(b_x, p_cos, p_sin, m, SIGN: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):
-    """Turns neighbouring pairs of channels, forward (SIGN 1) or back (SIGN -1)."""
+def _turn(
+    b_x, cos, sin, o_row, piece: tl.constexpr, m, SIGN: tl.constexpr,
+    C: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Turns a piece's neighbouring channels pair by pair, forward (SIGN 1) or back (SIGN -1)."""
+    o_table = o_row[:, None] * C + piece * BD + tl.arange(0, BD)[None, :]
+    p_cos, p_sin = cos + o_table, sin + o_table
     b_cos = tl.load(p_cos, mask=m, other=0.0).to(tl.float32)
     b_sin = tl.load(p_sin, mask=m, other=0.0).to(tl.float32) * SIGN
     x_even, x_odd = tl.split(tl.reshape(b_x, [BT, BD // 2, 2]))
@@ -44,26 +49,24 @@ def _factors(scale, o_t, m_t, image):
 
 
 @triton.jit
-def _centred(
-    parts, m_t, CENTRED: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, BD: tl.constexpr
-):  # fmt: skip
+def _centred(pieces, m_t, CENTRED: tl.constexpr, C: tl.constexpr, BD: tl.constexpr):
     """Rows without their mean; 0 past the last channel, as before."""
     if not CENTRED:
-        return parts
-    b_mean = mean_of_rows(parts, C, PARTS)
+        return pieces
+    b_mean = mean_of_rows(pieces, C)
     centred = ()
-    for part in tl.static_range(PARTS):
-        b_x = parts[part] - b_mean[:, None]
-        if (part + 1) * BD > C:
-            b_x = tl.where(part_mask(part, m_t, C, BD), b_x, 0.0)
+    for piece in tl.static_range(len(pieces)):
+        b_x = pieces[piece] - b_mean[:, None]
+        if (piece + 1) * BD > C:
+            b_x = tl.where(piece_mask(piece, m_t, C, BD), b_x, 0.0)
         centred += (b_x,)
     return centred
 
 
 @triton.jit
-def _rstd(parts, m_t, eps, C: tl.constexpr, PARTS: tl.constexpr):
+def _rstd(pieces, m_t, eps, C: tl.constexpr):
     """1 / std of centred rows, [BT]; finite past the last row too, without eps."""
-    b_variance = mean_of_products(parts, parts, C, PARTS) + eps
+    b_variance = mean_of_products(pieces, pieces, C) + eps
     return tl.rsqrt(tl.where(m_t, b_variance, 1.0))
 
 
@@ -73,41 +76,41 @@ def norm_forward_kernel(
     hidden, residual, weight, bias, cos, sin, scale, normed, stream, rows, length, image, eps,
     HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, ROTARY: tl.constexpr,
     SCALED: tl.constexpr, KEEP_STREAM: tl.constexpr,
-    C: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    C: tl.constexpr, PIECES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * BT
     o_t = first + tl.arange(0, BT)
     m_t = o_t < rows
-    hiddens = load_rows(hidden + first * C, m_t, C, PARTS, BT, BD)
+    hiddens = load_pieces(hidden + first * C, m_t, C, PIECES, BT, BD)
     if HAS_RESIDUAL:
-        residuals = load_rows(residual + first * C, m_t, C, PARTS, BT, BD)
+        residuals = load_pieces(residual + first * C, m_t, C, PIECES, BT, BD)
     if SCALED:
         b_factor = _factors(scale, o_t, m_t, image)
-    o_x, parts = row_offsets(C, BT, BD), ()
-    for part in tl.static_range(PARTS):
-        o_part, m = first * C + part * BD, part_mask(part, m_t, C, BD)
-        b_x = hiddens[part]
+    o_x = row_offsets(C, BT, BD)
+    pieces = ()
+    for piece in tl.static_range(PIECES):
+        o_piece, m = first * C + piece * BD, piece_mask(piece, m_t, C, BD)
+        b_x = hiddens[piece]
         if SCALED:
             b_x *= b_factor[:, None]
         if HAS_RESIDUAL:
-            b_x += residuals[part]
+            b_x += residuals[piece]
         if ROTARY:
-            o_table = (o_t % length)[:, None] * C + part * BD + tl.arange(0, BD)[None, :]
-            b_x = _turn(b_x, cos + o_table, sin + o_table, m, 1.0, BT, BD)
+            b_x = _turn(b_x, cos, sin, o_t % length, piece, m, 1.0, C, BT, BD)
         if KEEP_STREAM:
-            store(stream + o_part + o_x, b_x, m)
-        parts += (b_x,)
-    parts = _centred(parts, m_t, CENTRED, C, PARTS, BD)
-    b_rstd = _rstd(parts, m_t, eps, C, PARTS)
-    weights = load_vector(weight, C, PARTS, BT, BD)
+            store(stream + o_piece + o_x, b_x, m)
+        pieces += (b_x,)
+    pieces = _centred(pieces, m_t, CENTRED, C, BD)
+    b_rstd = _rstd(pieces, m_t, eps, C)
+    weights = load_parameter(weight, C, PIECES, BT, BD)
     if CENTRED:
-        biases = load_vector(bias, C, PARTS, BT, BD)
-    for part in tl.static_range(PARTS):
-        m = part_mask(part, m_t, C, BD)
-        b_y = parts[part] * b_rstd[:, None] * weights[part]
+        biases = load_parameter(bias, C, PIECES, BT, BD)
+    for piece in tl.static_range(PIECES):
+        m = piece_mask(piece, m_t, C, BD)
+        b_y = pieces[piece] * b_rstd[:, None] * weights[piece]
         if CENTRED:
-            b_y += biases[part]
-        store(normed + first * C + part * BD + o_x, b_y, m)
+            b_y += biases[piece]
+        store(normed + first * C + piece * BD + o_x, b_y, m)
 
 
 @Kernel
@@ -117,57 +120,58 @@ def norm_backward_kernel(
     rows, length, image, share, eps,
     HAS_DSTREAM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr,
     ROTARY: tl.constexpr, SCALED: tl.constexpr,
-    C: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    C: tl.constexpr, PIECES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
-    weights = load_vector(weight, C, PARTS, BT, BD)
+    weights = load_parameter(weight, C, PIECES, BT, BD)
+    o_x = row_offsets(C, BT, BD)
     dweights = ()
-    for _ in tl.static_range(PARTS):
+    for _ in tl.static_range(PIECES):
         dweights += (tl.zeros([BT, BD], tl.float32),)
-    dbiases, o_x = dweights, row_offsets(C, BT, BD)
+    dbiases = dweights
     for i in range(0, share, BT):
         first = i_p.to(tl.int64) * share + i
         o_t = first + tl.arange(0, BT)
         m_t = o_t < rows
-        streams = load_rows(stream + first * C, m_t, C, PARTS, BT, BD)
-        gradients = load_rows(dnormed + first * C, m_t, C, PARTS, BT, BD)
+        streams = load_pieces(stream + first * C, m_t, C, PIECES, BT, BD)
+        gradients = load_pieces(dnormed + first * C, m_t, C, PIECES, BT, BD)
         if HAS_DSTREAM:
-            dstreams = load_rows(dstream + first * C, m_t, C, PARTS, BT, BD)
+            dstreams = load_pieces(dstream + first * C, m_t, C, PIECES, BT, BD)
         if SCALED:
             b_factor = _factors(scale, o_t, m_t, image)
-        centred = _centred(streams, m_t, CENTRED, C, PARTS, BD)
+        centred = _centred(streams, m_t, CENTRED, C, BD)
         weighed = ()
-        for part in tl.static_range(PARTS):
-            weighed += (gradients[part] * weights[part],)
-        b_rstd = _rstd(centred, m_t, eps, C, PARTS)
-        b_along = mean_of_products(centred, weighed, C, PARTS) * b_rstd * b_rstd
+        for piece in tl.static_range(PIECES):
+            weighed += (gradients[piece] * weights[piece],)
+        b_rstd = _rstd(centred, m_t, eps, C)
+        b_along = mean_of_products(centred, weighed, C) * b_rstd * b_rstd
         if CENTRED:
-            b_mean = mean_of_rows(weighed, C, PARTS)
+            b_mean = mean_of_rows(weighed, C)
         dweights_here, dbiases_here = (), ()
-        for part in tl.static_range(PARTS):
-            o_part, m = first * C + part * BD, part_mask(part, m_t, C, BD)
-            dweights_here += (dweights[part] + gradients[part] * (centred[part] * b_rstd[:, None]),)
-            dbiases_here += (dbiases[part] + gradients[part],)
-            b_g = weighed[part] - centred[part] * b_along[:, None]
+        for piece in tl.static_range(PIECES):
+            o_piece, m = first * C + piece * BD, piece_mask(piece, m_t, C, BD)
+            b_xhat = centred[piece] * b_rstd[:, None]
+            dweights_here += (dweights[piece] + gradients[piece] * b_xhat,)
+            dbiases_here += (dbiases[piece] + gradients[piece],)
+            b_g = weighed[piece] - centred[piece] * b_along[:, None]
             if CENTRED:
                 b_g -= b_mean[:, None]
             b_g *= b_rstd[:, None]
             if HAS_DSTREAM:
-                b_g += dstreams[part]
+                b_g += dstreams[piece]
             if ROTARY:
-                o_table = (o_t % length)[:, None] * C + part * BD + tl.arange(0, BD)[None, :]
-                b_g = _turn(b_g, cos + o_table, sin + o_table, m, -1.0, BT, BD)
+                b_g = _turn(b_g, cos, sin, o_t % length, piece, m, -1.0, C, BT, BD)
             if HAS_RESIDUAL:
-                tl.store(dresidual + o_part + o_x, b_g, mask=m)
+                tl.store(dresidual + o_piece + o_x, b_g, mask=m)
             if SCALED:
                 b_g *= b_factor[:, None]
-            tl.store(dhidden + o_part + o_x, b_g, mask=m)
+            tl.store(dhidden + o_piece + o_x, b_g, mask=m)
         dweights, dbiases = dweights_here, dbiases_here
-    for part in tl.static_range(PARTS):
-        o_d = part * BD + tl.arange(0, BD)
-        tl.store(dweight + i_p * C + o_d, tl.sum(dweights[part], axis=0), mask=o_d < C)
+    for piece in tl.static_range(PIECES):
+        o_d = piece * BD + tl.arange(0, BD)
+        tl.store(dweight + i_p * C + o_d, tl.sum(dweights[piece], axis=0), mask=o_d < C)
         if CENTRED:
-            tl.store(dbias + i_p * C + o_d, tl.sum(dbiases[part], axis=0), mask=o_d < C)
+            tl.store(dbias + i_p * C + o_d, tl.sum(dbiases[piece], axis=0), mask=o_d < C)
 
 
 def norm_forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype, keep_stream):

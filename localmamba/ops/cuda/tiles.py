@@ -169,12 +169,19 @@ def silu_slope_rows(rows):
 
 
 @triton.jit
-def sum_rows(rows):
-    """Over channels: [1, BT, 1]."""
+def add_pieces(rows):
+    """The pieces of every row, added up inside the lanes."""
     b_sum = rows[0]
     for i in tl.static_range(1, len(rows)):
         b_sum += rows[i]
-    return tl.sum(tl.sum(b_sum, axis=2, keep_dims=True), axis=0, keep_dims=True)
+    return b_sum
+
+
+@triton.jit
+def sum_rows(rows):
+    """Over channels: [1, BT, 1]."""
+    b_sum = tl.sum(add_pieces(rows), axis=2, keep_dims=True)
+    return tl.sum(b_sum, axis=0, keep_dims=True)
 
 
 @triton.jit
