@@ -29,7 +29,6 @@ suffice: for 3 x 3 taps in half precision."""
 _AHEAD = 3
 """Rows that the backward kernel loads ahead of the one that it works on."""
 
-
 _NEVER_CONSTANT = ("strips", "bands")
 """Where both are 1, Triton would make constants of them, and then masks that fill the registers."""
 

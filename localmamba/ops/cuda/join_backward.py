@@ -12,14 +12,7 @@ import triton.language as tl
 
 from ..registration import in_dtypes
 from .channel_weights import channel_weights_parts
-from .common import (
-    cdiv,
-    device_of,
-    program_of_two,
-    sigmoid,
-    silu_slope,
-    unit_stride,
-)
+from .common import cdiv, device_of, program_of_two, sigmoid, silu_slope, unit_stride
 from .launch import Kernel
 from .merge import optional_contiguous, weighed, weighed_sum
 from .partials import sum_partials

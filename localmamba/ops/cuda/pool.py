@@ -40,6 +40,7 @@ def pool_forward_kernel(
     K: tl.constexpr, D: tl.constexpr, HAS_Z: tl.constexpr, TOKENS: tl.constexpr,
     BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
+    """What the tokens of a program add to the means of its directions."""
     i_t, i_b = program_of_two(blocks)
     k = tl.program_id(1) * BK
     o_d = channel_offsets(PIECES, PARTS)
@@ -76,15 +77,16 @@ def pool_forward(y, z, eps):
     y = y.contiguous()
     z = z if z is None else unit_stride(z)
     batch, directions, length, channels = y.shape
-    blocks = cdiv(length, _TOKENS)
+    # Two directions of a program share the gate; without one, they have nothing to share.
+    at_once, size = (1, TILE) if z is None else (2, SMALL_TILE)
+    tile = tiling(directions, channels, at_once, size)
+    tokens = max(_TOKENS, tile.tokens)
+    blocks = cdiv(length, tokens)
     sums = torch.empty((batch, directions, blocks, channels), dtype=torch.float32, device=y.device)
     if y.numel() > 0:
-        # Directions of a program share the gate.
-        gate = (1, TILE) if z is None else (2, SMALL_TILE)
-        tile = tiling(directions, channels, *gate)
         with device_of(y):
             pool_forward_kernel[(blocks * batch, cdiv(directions, tile.directions))](
                 y, z, sums, *token_strides(z), length, blocks, eps, K=directions, D=channels,
-                HAS_Z=z is not None, TOKENS=max(_TOKENS, tile.tokens), **tile.arguments(),
+                HAS_Z=z is not None, TOKENS=tokens, **tile.arguments(),
             )  # fmt: skip
     return sum_partials(sums, 2, torch.float32)
