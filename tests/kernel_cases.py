@@ -186,13 +186,14 @@ def pool_arguments(
     dtype: torch.dtype,
     device: str = "cpu",
     layout: Layout = torch.clone,
+    directions: int = 3,
 ) -> tuple[Tensor, Inputs, tuple[float]]:
-    """For 2 images and 3 directions, a gradient, the pooling's tensors by name, and eps."""
+    """For 2 images, a gradient, the pooling's tensors by name, and eps."""
     tensors = {
-        "y": random(2, 3, tokens, channels, seed=1, dtype=dtype),
+        "y": random(2, directions, tokens, channels, seed=1, dtype=dtype),
         "z": random(2, tokens, channels, seed=2, dtype=dtype) if gated else None,
     }
-    gradient = random(2, 3, channels, seed=5)
+    gradient = random(2, directions, channels, seed=5)
     laid_out = {name: x if x is None else layout(x.to(device)) for name, x in tensors.items()}
     return layout(gradient.to(device)), laid_out, (EPS,)
 

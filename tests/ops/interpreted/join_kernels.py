@@ -9,6 +9,7 @@ import pytest
 import torch
 from kernel_cases import (
     DTYPES,
+    EPS,
     MERGE_OPTIONS,
     NORM_OPTIONS,
     check_attend,
@@ -25,13 +26,14 @@ from kernel_cases import (
     run_kernels,
     select_arguments,
 )
-from ops.helpers import FORWARD_TOLERANCE, LAYOUTS, random, relative_error
+from ops.helpers import LAYOUTS, random
 
 from localmamba.ops import cuda as kernels
-from localmamba.ops import reference_backend
 from localmamba.ops.cuda import conv, depthwise_conv, norm
 from localmamba.ops.cuda.partials import sum_partials
+from localmamba.ops.cuda.row_pieces import row_tile
 from localmamba.ops.cuda.select_layers_backward import backward_of_parts
+from localmamba.ops.cuda.tiles import WIDTH, tiling
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -160,6 +162,20 @@ def test_depthwise_convolution_of_no_images():
     check_kernels(kernels, "depthwise", *arguments, torch.float32)
 
 
+def test_tiles_hold_rows_of_any_size():
+    for channels in (*range(1, 1100), 1536, 3072, 5000):
+        norm_row, rows = row_tile(channels), tiling(4, channels)
+        assert norm_row.pieces * norm_row.width >= channels
+        assert rows.pieces * rows.parts * WIDTH.value >= channels
+
+
+@pytest.mark.parametrize("channels", [96, 192, 384, 768])
+def test_the_models_rows_fill_their_tiles(channels):
+    norm_row, rows = row_tile(channels), tiling(4, 2 * channels)
+    assert norm_row.pieces * norm_row.width == channels
+    assert rows.pieces * rows.parts * WIDTH.value == 2 * channels
+
+
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(("tokens", "channels"), [(1, 6), (15, 6), (70, 33), (5, 1100)])
 def test_pooling(tokens, channels, gated):
@@ -246,12 +262,21 @@ def test_merging_of_few_and_many_directions(directions, options):
     check_kernels(kernels, "merge", *arguments, torch.float32)
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("directions", [1, 5])
-def test_pooling_of_few_and_many_directions(directions):
-    y = random(2, directions, 17, 70)
-    means = kernels.pool_forward(y, None, 1e-5)
-    truth = reference_backend.pool_forward(y.double(), None, 1e-5)
-    assert relative_error(means, truth) < FORWARD_TOLERANCE[torch.float32]
+def test_pooling_of_few_and_many_directions(directions, gated):
+    arguments = pool_arguments(9, 70, gated, torch.float32, directions=directions)
+    check_kernels(kernels, "pool", *arguments, torch.float32)
+
+
+def test_pooling_and_merging_of_no_images():
+    for op, arguments in (
+        ("pool", pool_arguments(15, 6, True, torch.float32)),
+        ("merge", merge_arguments(15, 6, MERGE_OPTIONS, torch.float32)),
+    ):
+        gradient, tensors, rest = arguments
+        none = {name: x if x.dim() == 1 else x[:0] for name, x in tensors.items()}
+        check_kernels(kernels, op, gradient[:0], none, rest, torch.float32)
 
 
 def test_without_eps_rows_past_the_end_do_not_count():
@@ -259,6 +284,20 @@ def test_without_eps_rows_past_the_end_do_not_count():
     assert kernels.pool_forward(tensors["y"], None, 0.0).isfinite().all()
     gradients = kernels.merge_backward(gradient, *tensors.values(), 0.0)
     assert all(g is None or g.isfinite().all() for g in gradients)
+    gradients = kernels.pool_backward(random(2, 3, 6), tensors["y"], None, 0.0)
+    assert all(g is None or g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_sums_and_norms_saturate_in_float16():
+    large = torch.full((1, 2, 3, 4), 4e4, dtype=torch.float16)
+    total = kernels.merge_forward(large, None, None, None, None, None, EPS)
+    assert (total == 65504).all()
+    weight = torch.full((4,), 1e5)
+    normed, _ = kernels.norm_forward(
+        -large, None, weight, None, None, None, None, EPS, torch.float16, False
+    )
+    assert (normed == -65504).all()
 
 
 def test_gradients_in_float16_overflow():
@@ -281,7 +320,7 @@ def test_residual_norm(options):
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 2), (2, 300, 6), (3, 7, 96), (2, 5, 538), (2, 5, 1100)], ids=str
+    "shape", [(0, 5, 6), (1, 1, 2), (2, 300, 6), (3, 7, 96), (2, 5, 538), (2, 5, 1100)], ids=str
 )
 def test_residual_norm_of_other_sizes(shape):
     check_norm(kernels, norm_arguments(shape, NORM_OPTIONS, torch.float32), torch.float32)
