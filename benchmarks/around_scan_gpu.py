@@ -148,6 +148,8 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=shapes, choices=shapes)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs a GPU: it times kernels there")
     rate = copy_rate()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
     found = {}

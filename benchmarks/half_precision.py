@@ -2,14 +2,16 @@
 
     python benchmarks/half_precision.py [--model localvmamba_tiny] [--dtype bfloat16] [--seed 0]
 
-With a learning rate as large as that of tests/cuda/test_cuda_training.py, on the same data. Prints
-the mean loss of every 20 steps; and, at some of them, how far the half-precision features and
-gradients of the weights at hand are from float32's (norm of the difference over norm; the median is
-over parameters), what rounding the weights alone would do, and the largest output of a scan.
+With a large learning rate and no warm-up; tests/cuda/test_cuda_training.py runs the same steps.
+Prints the mean loss of every 20 of them; and, before those named by `--compare`, how far the
+half-precision features and gradients of the weights at hand are from float32's (norm of the
+difference over norm; the median is over parameters), what rounding the weights alone would do, and
+the largest output of a scan.
 """
 
 import argparse
 import copy
+from collections.abc import Iterator, Sequence
 
 import timm
 import torch
@@ -21,12 +23,13 @@ import localmamba  # noqa: F401 - registers the models
 from localmamba.layers.s6 import S6Branches
 
 SIZE, BATCH, LEARNING_RATE, WINDOW = 64, 32, 3e-3, 20
+"""The learning rate is six times what these models are trained with."""
 FLOAT16_SCALE = 2.0**10
 """Of the loss, where gradients are compared: smaller ones would be cut off."""
 
 
 class Digits:
-    """Digits, 8 x 8, enlarged, cropped at random."""
+    """Handwritten digits, 8 x 8, enlarged so that a crop of SIZE loses an eighth of each side."""
 
     def __init__(self, seed: int, device: str) -> None:
         data = load_digits()
@@ -90,24 +93,18 @@ def compare(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype
     print(f"  weights rounded: {alone}; largest output of a scan {largest[0]:.1e}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="localvmamba_tiny")
-    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--compare", type=int, nargs="*", default=[], help="at these steps")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    options = parser.parse_args()
-    dtype, device = getattr(torch, options.dtype), options.device
-    torch.manual_seed(options.seed)
-    model = timm.create_model(options.model, img_size=SIZE, num_classes=10).to(device).train()
+def train(
+    name: str, dtype: torch.dtype, seed: int, steps: int, device: str, compared: Sequence[int] = ()
+) -> Iterator[Tensor]:
+    """The loss of every step; prints what half precision does at the steps to be compared."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name, img_size=SIZE, num_classes=10).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    digits, losses = Digits(options.seed, device), []
-    for step in range(options.steps):
+    digits = Digits(seed, device)
+    for step in range(steps):
         images, labels = digits.batch()
-        if step in options.compare and dtype != torch.float32:
+        if step in compared:
             compare(model, images, labels, dtype)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             loss = F.cross_entropy(model(images), labels)
@@ -115,10 +112,32 @@ def main() -> None:
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        losses.append(loss.detach())
-        if (step + 1) % WINDOW == 0:
-            mean = torch.stack(losses[-WINDOW:]).mean()
-            print(f"steps {step + 2 - WINDOW} to {step + 1}: mean loss {mean:.2f}", flush=True)
+        yield loss.detach()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="localvmamba_tiny")
+    parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--compare", type=int, nargs="*", default=[], help="before these steps")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("device 'cuda' is not available here; use --device cpu")
+    if not timm.is_model(options.model):
+        parser.error(f"unknown model {options.model!r}; timm.list_models() names all")
+    dtype, recent = getattr(torch, options.dtype), []
+    losses = train(
+        options.model, dtype, options.seed, options.steps, options.device, options.compare
+    )
+    for step, loss in enumerate(losses, 1):
+        recent.append(loss)
+        if step % WINDOW == 0 or step == options.steps:
+            mean = torch.stack(recent).mean()
+            print(f"steps {step - len(recent) + 1} to {step}: mean loss {mean:.2f}", flush=True)
+            recent.clear()
 
 
 if __name__ == "__main__":

@@ -94,6 +94,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30, help="of the kernels")
     parser.add_argument("--reference-repeats", type=int, default=5)
     options = parser.parse_args()
+    if options.threads < 1:
+        parser.error(f"threads must be at least 1, got {options.threads}")
     torch.set_num_threads(options.threads)
     print(f"{processor()}, {options.threads} threads, float32, K {len(DIRECTIONS)}, N {STATES}")
     print(

@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs a GPU: it times kernels there")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
     for name in options.shapes:
         times = measure(name, getattr(torch, options.dtype))

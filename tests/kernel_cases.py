@@ -5,7 +5,6 @@ ones, on a GPU (tests/cuda). Letters: localmamba/ops/README.md.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from ops.helpers import (
     in_float64,
     random,
     relative_error,
-    scan_inputs,
 )
 from torch import Tensor
 
@@ -29,112 +27,11 @@ Layout = Callable[[Tensor], Tensor]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EPS = 1e-5
-OPTIONS = ("D", "z", "dt_bias", "softplus")
-
-
-@dataclass(frozen=True)
-class ScanCase:
-    """A shape of the scan, and which of its options are on.
-
-    Attributes:
-        name: Shown by pytest.
-        directions: Names of K scan directions.
-        grid: (H, W).
-        channels: D.
-        states: N.
-        order: Of the inputs: `grid`, `scan`, or `none` for no index.
-        options: Those of `OPTIONS` that are on.
-        images: B.
-        class_token: Where a class token stands among the tokens, -1 for none.
-    """
-
-    name: str
-    directions: tuple[str, ...]
-    grid: tuple[int, int]
-    channels: int = 6
-    states: int = 4
-    order: str = "grid"
-    options: tuple[str, ...] = OPTIONS
-    images: int = 1
-    class_token: int = -1
-
-    @property
-    def length(self) -> int:
-        """Tokens L."""
-        return self.grid[0] * self.grid[1] + (self.class_token >= 0)
-
-    def __str__(self) -> str:
-        return self.name
-
-
-NO_GATE = ("D", "dt_bias", "softplus")
-
-SMALL_SCANS = (
-    ScanCase("grid order, padding", ("h", "w2_flip"), (3, 5)),
-    ScanCase("scan order, padding", ("v", "w2"), (3, 5), order="scan"),
-    ScanCase("grid order, no padding", ("h_flip", "v"), (4, 2), channels=5, images=2),
-    ScanCase("scan order, no padding", ("v_flip", "h"), (2, 4), channels=5, order="scan"),
-    ScanCase("scan order, windows of 7", ("w7_flip",), (3, 4), order="scan"),
-    ScanCase("no index", ("h", "v"), (3, 3), order="none"),
-    ScanCase("class token", ("w2", "v_flip"), (3, 3), class_token=4),
-    ScanCase("one token", ("h", "w2"), (1, 1)),
-    ScanCase("1 state", ("h",), (3, 5), states=1),
-    ScanCase("5 states", ("w2",), (3, 3), states=5),
-    ScanCase("16 states, 33 channels", ("w2_flip",), (3, 3), states=16, channels=33),
-    ScanCase("64 states", ("v",), (2, 5), states=64, channels=32),
-    ScanCase("one channel", ("v_flip",), (3, 2), channels=1),
-    ScanCase("nothing but the scan", ("h", "w2"), (3, 3), options=()),
-    ScanCase("softplus alone", ("w2", "v"), (3, 3), order="scan", options=("softplus",)),
-    ScanCase("no gate", ("w2_flip",), (3, 3), options=NO_GATE),
-    ScanCase("bias without softplus", ("w2",), (3, 3), options=("dt_bias", "z")),
-)
 
 
 def expanded(x: Tensor) -> Tensor:
     """One row of x seen everywhere, as the gradient of a mean is."""
     return x[(slice(0, 1),) * (x.dim() - 1)].expand(x.shape)
-
-
-def scan_arguments(
-    case: ScanCase, dtype: torch.dtype, device: str = "cpu", layout: Layout = torch.clone
-) -> tuple[Inputs, tuple[Tensor | None, int, bool]]:
-    """The scan's tensors by name, parameters in float32, and its index, length and softplus."""
-    index = torch.from_numpy(index_table(case.directions, case.grid, case.class_token).copy())
-    steps = index if case.order != "none" else index[:, : case.length]
-    tensors = scan_inputs(
-        steps, case.length, case.images, case.channels, case.states, case.order == "grid",
-        dtype=dtype,
-    )  # fmt: skip
-    del tensors["index"], tensors["length"]
-    if "softplus" not in case.options:  # a negative step would make states grow
-        tensors["dt"], tensors["dt_bias"] = tensors["dt"].abs() / 8, tensors["dt_bias"].abs() / 8
-    off = set(OPTIONS) - set(case.options)
-    laid_out = {n: None if n in off else layout(x.to(device)) for n, x in tensors.items()}
-    on_device = None if case.order == "none" else index.to(device)
-    return laid_out, (on_device, case.length, "softplus" in case.options)
-
-
-def scan_gradient(
-    case: ScanCase, dtype: torch.dtype, device: str = "cpu", layout: Layout = torch.clone
-) -> Tensor:
-    """A gradient of the scan's output, [B, K, L, D]."""
-    shape = (case.images, len(case.directions), case.length, case.channels)
-    return layout(random(*shape, seed=9, dtype=dtype).to(device))
-
-
-def extreme_scan(
-    dtype: torch.dtype, device: str = "cpu", channels: int = 7, states: int = 5
-) -> tuple[Tensor, Inputs, tuple]:
-    """A scan whose steps forget everything or nothing: gradient, tensors and the rest."""
-    case = ScanCase("extreme", ("w2", "h"), (3, 3), channels, states, options=NO_GATE)
-    tensors, rest = scan_arguments(case, dtype, device)
-    steps = torch.tensor([-3e4, -90, -20, 0, 20, 90, 3e4], dtype=dtype, device=device)
-    decays = -torch.tensor([1e-12, 1e-4, 1.0, 1e4, 1e20], device=device)
-    for name, values in (("dt", steps), ("A", decays)):
-        shape = tensors[name].shape
-        picked = torch.arange(shape.numel(), device=device) * 3 % len(values)
-        tensors[name] = values[picked].reshape(shape)
-    return scan_gradient(case, dtype, device), tensors, rest
 
 
 def conv_arguments(
@@ -226,33 +123,6 @@ def merge_arguments(
     return gradient_layout(gradient), laid_out, (EPS,)
 
 
-NORM_OPTIONS = ("residual", "bias", "rotary", "scale", "stream")
-
-
-def norm_arguments(
-    shape: tuple[int, ...],
-    options: tuple[str, ...],
-    dtype: torch.dtype,
-    device: str = "cpu",
-    layout: Layout = torch.clone,
-) -> Inputs:
-    """The residual norm's tensors by name, with gradients of its results; shape [..., L, C]."""
-    tokens, channels = shape[-2:]
-    angles = random(1, tokens, channels // 2, seed=5).repeat_interleave(2, dim=-1)
-    tensors = {
-        "hidden": random(*shape, seed=1, dtype=dtype),
-        "residual": random(*shape, seed=2) if "residual" in options else None,
-        "weight": random(channels, seed=3),
-        "bias": random(channels, seed=4) if "bias" in options else None,
-        "cos": angles.cos() if "rotary" in options else None,
-        "sin": angles.sin() if "rotary" in options else None,
-        "scale": random(shape[0], seed=8) if "scale" in options else None,
-        "dnormed": random(*shape, seed=6, dtype=dtype),
-        "dstream": random(*shape, seed=7) if "stream" in options else None,
-    }
-    return {name: x if x is None else layout(x.to(device)) for name, x in tensors.items()}
-
-
 def run_kernels(kernels: Any, op: str, gradient: Tensor, tensors: Inputs, rest: tuple) -> Named:
     """Output and gradients, by name, of a pair of kernels `<op>_forward`, `<op>_backward`."""
     forward, backward = (getattr(kernels, f"{op}_{way}") for way in ("forward", "backward"))
@@ -264,31 +134,6 @@ def run_kernels(kernels: Any, op: str, gradient: Tensor, tensors: Inputs, rest: 
         gradients = backward(gradient, *tensors.values(), *rest)
     pairs = zip(tensors, gradients, strict=True)
     return {"output": output, **{f"d{name}": x for name, x in pairs if x is not None}}
-
-
-def run_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> Named:
-    """Results and gradients of the residual norm, by name; `dtype` is that of the normed tokens."""
-    hidden, residual, *parameters, dnormed, dstream = tensors.values()
-    normed, stream = kernels.norm_forward(hidden, residual, *parameters, EPS, dtype, True)
-    gradients = kernels.norm_backward(
-        dnormed, dstream, stream, *parameters, EPS, hidden.dtype, residual is not None
-    )
-    names = ("dhidden", "dresidual", "dweight", "dbias")
-    found = {n: x for n, x in zip(names, gradients, strict=True) if x is not None}
-    assert ("dresidual" in found) == (residual is not None)
-    return {"normed": normed, "stream": stream, **found}
-
-
-def run_norm_alone(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> Named:
-    """The same of a norm without a stream, whose gradients are found from its input."""
-    hidden, _, *parameters, dnormed, _ = tensors.values()
-    normed, stream = kernels.norm_forward(hidden, None, *parameters, EPS, dtype, False)
-    assert stream is None
-    dhidden, _, dweight, dbias = kernels.norm_backward(
-        dnormed, None, hidden, *parameters, EPS, hidden.dtype, False
-    )
-    found = {"normed": normed, "dhidden": dhidden, "dweight": dweight, "dbias": dbias}
-    return {name: x for name, x in found.items() if x is not None}
 
 
 def assert_close(results: Named, truths: Named, dtype: torch.dtype) -> None:
@@ -398,18 +243,3 @@ def check_attend(kernels: Any, *arguments) -> None:
     results = run_attend_backward(kernels, *arguments)
     truths = run_attend_backward(reference_backend, *arguments, exact=True)
     assert_close(results, truths, arguments[4])
-
-
-def check_norm_alone(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> None:
-    """Holds the norm without a stream and its gradients against the float64 reference."""
-    results = run_norm_alone(kernels, tensors, dtype)
-    truths = run_norm_alone(reference_backend, in_float64(tensors), torch.float64)
-    assert_close(results, truths, dtype)
-
-
-def check_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> None:
-    """Holds the residual norm and its gradients, by name, against the float64 reference."""
-    results = run_norm(kernels, tensors, dtype)
-    assert (results["normed"].dtype, results["stream"].dtype) == (dtype, torch.float32)
-    assert results["dhidden"].dtype == tensors["hidden"].dtype
-    assert_close(results, run_norm(reference_backend, in_float64(tensors), torch.float64), dtype)

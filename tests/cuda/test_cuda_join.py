@@ -5,18 +5,20 @@ import torch
 from kernel_cases import (
     DTYPES,
     MERGE_OPTIONS,
-    NORM_OPTIONS,
     check_attend,
     check_kernels,
-    check_norm,
-    check_norm_alone,
     check_select,
     conv_arguments,
     depthwise_arguments,
     merge_arguments,
-    norm_arguments,
     pool_arguments,
     select_arguments,
+)
+from norm_cases import (
+    NORM_OPTIONS,
+    check_norm,
+    check_norm_alone,
+    norm_arguments,
 )
 from ops.helpers import LAYOUTS, random
 

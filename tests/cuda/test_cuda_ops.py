@@ -6,17 +6,13 @@ import pytest
 import torch
 from kernel_cases import (
     DTYPES,
-    NO_GATE,
-    ScanCase,
     conv_arguments,
     depthwise_arguments,
     expanded,
     merge_arguments,
-    norm_arguments,
     pool_arguments,
-    scan_arguments,
-    scan_gradient,
 )
+from norm_cases import norm_arguments
 from ops.helpers import (
     FORWARD_TOLERANCE,
     GRADIENT_TOLERANCE,
@@ -24,6 +20,12 @@ from ops.helpers import (
     assert_matches_reference,
     random,
     relative_error,
+)
+from scan_cases import (
+    NO_GATE,
+    ScanCase,
+    scan_arguments,
+    scan_gradient,
 )
 from torch import Tensor
 

@@ -7,17 +7,19 @@ import pytest
 import torch
 from kernel_cases import (
     DTYPES,
+    check_kernels,
+    expanded,
+    run_kernels,
+)
+from ops.helpers import LAYOUTS
+from scan_cases import (
     NO_GATE,
     SMALL_SCANS,
     ScanCase,
-    check_kernels,
-    expanded,
     extreme_scan,
-    run_kernels,
     scan_arguments,
     scan_gradient,
 )
-from ops.helpers import LAYOUTS
 
 pytest.importorskip("triton")
 

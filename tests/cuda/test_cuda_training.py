@@ -1,59 +1,23 @@
 """Training in half precision with a large learning rate stays finite wherever float32 does."""
 
 import math
+import runpy
 from functools import cache
+from pathlib import Path
 
 import pytest
-import timm
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-import localmamba  # noqa: F401 - registers the models
-
-STEPS, BATCH, SIZE = 200, 32, 64
-LEARNING_RATE = 3e-3
-"""Six times what these models are trained with, and no warm-up: steps as large as they can be."""
-
-
-@cache
-def digits() -> tuple[Tensor, Tensor]:
-    """Handwritten digits, 8 x 8, enlarged so that a crop of SIZE loses an eighth of each side."""
-    data = pytest.importorskip("sklearn.datasets").load_digits()
-    images = torch.from_numpy(data.images).float()[:, None] / 8 - 1
-    large = F.interpolate(images, size=SIZE * 9 // 8, mode="bilinear").expand(-1, 3, -1, -1)
-    return large.cuda(), torch.from_numpy(data.target).cuda()
-
-
-def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Digits cropped at random, and their labels."""
-    images, labels = digits()
-    chosen = torch.randint(len(labels), (BATCH,), generator=generator)
-    spare = images.shape[2] - SIZE + 1
-    top, left = torch.randint(spare, (2,), generator=generator).tolist()
-    crops = images[chosen.cuda(), :, top : top + SIZE, left : left + SIZE]
-    return crops, labels[chosen.cuda()]
+STEPS = 200
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "half_precision.py"
 
 
 @cache
 def losses(name: str, dtype: torch.dtype) -> list[float]:
     """The loss of every step, under autocast unless in float32."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, img_size=SIZE, num_classes=10).cuda().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
-    generator = torch.Generator().manual_seed(0)
-    found = []
-    for _ in range(STEPS):
-        x, labels = batch(generator)
-        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-            loss = F.cross_entropy(model(x), labels)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        found.append(loss.detach())
-    return torch.stack(found).tolist()
+    pytest.importorskip("sklearn")
+    train = runpy.run_path(str(BENCHMARK))["train"]
+    return torch.stack(list(train(name, dtype, 0, STEPS, "cuda"))).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -5,7 +5,12 @@ from itertools import combinations, product
 
 import pytest
 import torch
-from kernel_cases import DTYPES, ScanCase, scan_arguments, scan_gradient
+from kernel_cases import DTYPES
+from scan_cases import (
+    ScanCase,
+    scan_arguments,
+    scan_gradient,
+)
 
 pytest.importorskip("triton")
 bindings = pytest.importorskip("cuda.bindings.nvrtc")

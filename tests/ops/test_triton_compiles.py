@@ -11,22 +11,26 @@ import torch
 from kernel_cases import (
     DTYPES,
     MERGE_OPTIONS,
-    NORM_OPTIONS,
-    SMALL_SCANS,
-    ScanCase,
     conv_arguments,
     depthwise_arguments,
     merge_arguments,
-    norm_arguments,
     pool_arguments,
     run_attend_backward,
     run_kernels,
+    run_select,
+    select_arguments,
+)
+from norm_cases import (
+    NORM_OPTIONS,
+    norm_arguments,
     run_norm,
     run_norm_alone,
-    run_select,
+)
+from scan_cases import (
+    SMALL_SCANS,
+    ScanCase,
     scan_arguments,
     scan_gradient,
-    select_arguments,
 )
 
 pytest.importorskip("triton")

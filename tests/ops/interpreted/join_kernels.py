@@ -11,20 +11,22 @@ from kernel_cases import (
     DTYPES,
     EPS,
     MERGE_OPTIONS,
-    NORM_OPTIONS,
     check_attend,
     check_kernels,
-    check_norm,
-    check_norm_alone,
     check_select,
     conv_arguments,
     depthwise_arguments,
     expanded,
     merge_arguments,
-    norm_arguments,
     pool_arguments,
     run_kernels,
     select_arguments,
+)
+from norm_cases import (
+    NORM_OPTIONS,
+    check_norm,
+    check_norm_alone,
+    norm_arguments,
 )
 from ops.helpers import LAYOUTS, random
 

@@ -4,16 +4,18 @@ import pytest
 import torch
 from kernel_cases import (
     DTYPES,
-    SMALL_SCANS,
-    ScanCase,
     check_kernels,
     expanded,
-    extreme_scan,
     run_kernels,
+)
+from ops.helpers import LAYOUTS
+from scan_cases import (
+    SMALL_SCANS,
+    ScanCase,
+    extreme_scan,
     scan_arguments,
     scan_gradient,
 )
-from ops.helpers import LAYOUTS
 
 from localmamba.ops import cuda as kernels
 from localmamba.ops.cuda import (

@@ -9,16 +9,18 @@ import pytest
 import torch
 from kernel_cases import (
     DTYPES,
-    NO_GATE,
-    ScanCase,
     check_kernels,
-    extreme_scan,
     run_kernels,
-    scan_arguments,
-    scan_gradient,
 )
 from ops.helpers import LAYOUTS
 from ops.interpreted.cuda_on_cpu import Emulator
+from scan_cases import (
+    NO_GATE,
+    ScanCase,
+    extreme_scan,
+    scan_arguments,
+    scan_gradient,
+)
 
 from localmamba.ops.cuda import nvrtc, warp_scan
 
