@@ -101,7 +101,7 @@ def _norm_of_input(x: Size, *_: object, out_shape: object) -> int:  # noqa: ARG0
 
 
 def _norm_of_merged(y: Size, *shapes: Size, out_shape: object) -> int:  # noqa: ARG001
-    """Of `merge_branches`, whose fifth argument is the norm's weight."""
+    """Of `combine_directions`, whose fifth argument is the norm's weight."""
     return NORM * prod(y) // y[1] if shapes[3] else 0
 
 
@@ -124,9 +124,9 @@ def _formulas(model: nn.Module, rule: str) -> dict[object, Formula]:
         return {
             ops.s6_branches: _branches(_hierarchical_as_paper),
             ops.depthwise_conv: _depthwise,
-            ops.attend_branches: _attention(NORM),
-            ops.pool_branches: _norm_of_input,
-            ops.merge_branches: _norm_of_merged,
+            ops.scattn_combine: _attention(NORM),
+            ops.pool_directions: _norm_of_input,
+            ops.combine_directions: _norm_of_merged,
             ops.residual_norm: _norm_of_input,
             ops.token_norm: _norm_of_input,
             torch.ops.aten.native_layer_norm: _norm_of_input,
@@ -135,7 +135,7 @@ def _formulas(model: nn.Module, rule: str) -> dict[object, Formula]:
     return {
         ops.s6_branches: _branches(count),
         ops.depthwise_conv: _depthwise,
-        ops.attend_branches: _attention(0),
+        ops.scattn_combine: _attention(0),
     }
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..ops import merge_branches
+from ..ops import combine_directions
 from .mixer import DirectionalMixer, check_tokens
 from .precision import saturate
 
-for _name in ("merge_branches", "check_tokens", "saturate"):
+for _name in ("combine_directions", "check_tokens", "saturate"):
     torch.fx.wrap(_name)
 
 MERGES = ("sum", "mean")
@@ -96,7 +96,7 @@ class LocalVimMixer(DirectionalMixer):
         if weights is None:
             y = self._scan(x, height, width, class_token, branches)
             if self.attn is None:
-                out = merge_branches(y, None, None, z)
+                out = combine_directions(y, None, None, z)
             else:
                 out = self.attn.join(y, z, gate_first=True)
         else:

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from ..ops import attend_branches, merge_branches, pool_branches
+from ..ops import combine_directions, pool_directions, scattn_combine
 
-for _name in ("attend_branches", "merge_branches", "pool_branches"):
+for _name in ("scattn_combine", "combine_directions", "pool_directions"):
     torch.fx.wrap(_name)
 
 KINDS = ("channel", "channel+spatial")
@@ -83,7 +83,7 @@ class SCAttn(nn.Module):
         Returns:
             Channel weights [B, K, D], and token weights [B, K, L] or None.
         """
-        pooled = pool_branches(y, z, self.norm.weight, self.norm.bias, self.norm.eps)
+        pooled = pool_directions(y, z, self.norm.weight, self.norm.bias, self.norm.eps)
         reduced = F.gelu(self.global_reduce(pooled.to(self.global_reduce.weight.dtype)))
         channel = torch.sigmoid(self.channel_select(reduced))
         if self.local_reduce is None or self.spatial_select is None:
@@ -117,8 +117,8 @@ class SCAttn(nn.Module):
         """
         if self.local_reduce is not None:
             channel, token = self.forward(y, z if gate_first else None)
-            return merge_branches(y, channel, token, z, norm_weight, norm_bias, norm_eps)
-        return attend_branches(
+            return combine_directions(y, channel, token, z, norm_weight, norm_bias, norm_eps)
+        return scattn_combine(
             y,
             z,
             self.norm.weight,

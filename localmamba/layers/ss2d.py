@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import depthwise_conv, merge_branches
+from ..ops import combine_directions, depthwise_conv
 from .mixer import DirectionalMixer
 from .precision import saturate
 
-for _name in ("depthwise_conv", "merge_branches", "check_map", "saturate"):
+for _name in ("depthwise_conv", "combine_directions", "check_map", "saturate"):
     torch.fx.wrap(_name)
 
 
@@ -94,7 +94,7 @@ class SS2D(DirectionalMixer):
         if weights is None:
             y = self._scan(x, height, width, -1, branches)
             if self.attn is None:
-                y = merge_branches(y, None, None, z, norm.weight, norm.bias, norm.eps)
+                y = combine_directions(y, None, None, z, norm.weight, norm.bias, norm.eps)
             else:
                 y = self.attn.join(y, z, False, norm.weight, norm.bias, norm.eps)
         else:

@@ -1,6 +1,6 @@
 """Scan orders and the kernels that read tokens along them: arrays in and out (see README.md)."""
 
-from .attend import attend_branches
+from .attend import scattn_combine
 from .branches import s6_branches
 from .causal_conv import causal_conv
 from .depthwise_conv import depthwise_conv
@@ -15,25 +15,25 @@ from .scan_orders import (
     scan_index,
     scan_order,
 )
-from .scattn import merge_branches, pool_branches
+from .scattn import combine_directions, pool_directions
 from .selective_scan import selective_scan
 
 __all__ = [
     "CANDIDATES",
     "PADDING",
     "ScanOrder",
-    "attend_branches",
     "causal_conv",
     "check_directions",
+    "combine_directions",
     "depthwise_conv",
     "list_directions",
-    "merge_branches",
-    "pool_branches",
+    "pool_directions",
     "register_direction",
     "residual_norm",
     "s6_branches",
     "scan_index",
     "scan_order",
+    "scattn_combine",
     "selective_scan",
     "token_norm",
 ]

@@ -1,8 +1,8 @@
 """SCAttn by channel and the sum over directions as one op: what ends a block's mixer.
 
-Paper section 4.1. Made of `pool_branches`, two small linear layers and `merge_branches`; as one op
-they cost few launches, and the two gradients that reach the directions' outputs are added where
-they are made. The linear layers run in float32 whatever the dtype of the outputs.
+Paper section 4.1. Made of `pool_directions`, two small linear layers and `combine_directions`. One
+op launches fewer kernels, and the two gradients that reach the directions' outputs are added where
+they are computed. The linear layers run in float32 whatever the dtype of the outputs.
 """
 
 from typing import Optional
@@ -23,7 +23,7 @@ _TENSORS = (
 
 
 @define_op(
-    f"attend_branches({_TENSORS}, bool gate_first, float pool_eps, float norm_eps) "
+    f"scattn_combine({_TENSORS}, bool gate_first, float pool_eps, float norm_eps) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 def _attend(
@@ -48,7 +48,7 @@ def _(y, z, pool_weight, pool_bias, reduce_weight, *rest):
 
 
 @define_op(
-    f"attend_branches_backward(Tensor dout, {_TENSORS}, Tensor means, Tensor weights, "
+    f"scattn_combine_backward(Tensor dout, {_TENSORS}, Tensor means, Tensor weights, "
     "Tensor reduced, bool gate_first, float pool_eps, float norm_eps) -> Tensor[]"
 )
 def _attend_backward(
@@ -90,7 +90,7 @@ def _backward(ctx, dout, dmeans, dweights, dreduced):
 _attend.register_autograd(_backward, setup_context=_setup_context)
 
 
-def attend_branches(
+def scattn_combine(
     y: Tensor,
     z: Optional[Tensor],  # noqa: UP045 - TorchScript reads these
     pool_weight: Tensor,
@@ -145,7 +145,7 @@ def attend_branches(
     check_together("norm_weight", norm_weight, "norm_bias", norm_bias)
     check_shape("norm_weight", norm_weight, [channels])
     check_shape("norm_bias", norm_bias, [channels])
-    return torch.ops.localmamba.attend_branches(
+    return torch.ops.localmamba.scattn_combine(
         y, z, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias,
         norm_weight, norm_bias, gate_first, pool_eps, norm_eps,
     )[0]  # fmt: skip

@@ -111,10 +111,10 @@ def depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None = No
     return y.to(x.dtype)
 
 
-def pool_branches_reference(
+def pool_directions_reference(
     y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> Tensor:
-    """`ops.pool_branches`: the same arguments and result, any floating dtype."""
+    """`ops.pool_directions`: the same arguments and result, any floating dtype."""
     means = pool_means_reference(y, z, eps)
     return torch.addcmul(bias.to(means.dtype), means, weight.to(means.dtype))
 
@@ -127,7 +127,7 @@ def pool_means_reference(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
     return F.layer_norm(y, y.shape[-1:], None, None, eps).mean(2)
 
 
-def merge_branches_reference(
+def combine_directions_reference(
     y: Tensor,
     channel_weights: Tensor | None,
     token_weights: Tensor | None,
@@ -136,7 +136,7 @@ def merge_branches_reference(
     norm_bias: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """`ops.merge_branches`: the same arguments and result, any floating dtype."""
+    """`ops.combine_directions`: the same arguments and result, any floating dtype."""
     dtype = accumulation_dtype(y.dtype)
     out = y.to(dtype)
     if channel_weights is not None:

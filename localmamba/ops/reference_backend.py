@@ -13,9 +13,9 @@ from .backends import attend_in_parts, cast_weights, side_by_side
 from .reference import (
     accumulation_dtype,
     causal_conv_reference,
+    combine_directions_reference,
     depthwise_conv_reference,
     gather_tokens,
-    merge_branches_reference,
     pool_means_reference,
     residual_norm_reference,
     scale_images,
@@ -163,7 +163,7 @@ def pool_backward(dmeans, y, z, eps, onto=None):
 
 
 def merge_forward(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
-    return merge_branches_reference(
+    return combine_directions_reference(
         y, channel_weights, token_weights, z, norm_weight, norm_bias, eps
     )
 

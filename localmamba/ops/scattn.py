@@ -15,7 +15,7 @@ from .reference import accumulation_dtype
 from .registration import contiguous, define_op, empty_gradients, restore
 
 
-@define_op("pool_branches(Tensor y, Tensor? z, float eps) -> Tensor")
+@define_op("pool_directions(Tensor y, Tensor? z, float eps) -> Tensor")
 def _pool(y, z, eps):
     return backend(y).pool_forward(y, z, eps)
 
@@ -25,7 +25,7 @@ def _(y, z, eps):
     return y.new_empty((y.shape[0], y.shape[1], y.shape[3]), dtype=accumulation_dtype(y.dtype))
 
 
-@define_op("pool_branches_backward(Tensor dmeans, Tensor y, Tensor? z, float eps) -> Tensor[]")
+@define_op("pool_directions_backward(Tensor dmeans, Tensor y, Tensor? z, float eps) -> Tensor[]")
 def _pool_backward(dmeans, y, z, eps):
     return contiguous(backend(y).pool_backward(dmeans, y, z, eps))
 
@@ -48,7 +48,7 @@ def _pool_grad(ctx, dmeans):
 _pool.register_autograd(_pool_grad, setup_context=_pool_setup)
 
 
-def pool_branches(
+def pool_directions(
     y: Tensor,
     z: Optional[Tensor],  # noqa: UP045 - TorchScript reads these
     weight: Tensor,
@@ -76,7 +76,7 @@ def pool_branches(
     check_shape("z", z, [batch, length, channels])
     check_shape("weight", weight, [channels])
     check_shape("bias", bias, [channels])
-    means = torch.ops.localmamba.pool_branches(y, z, eps)
+    means = torch.ops.localmamba.pool_directions(y, z, eps)
     return torch.addcmul(bias.to(means.dtype), means, weight.to(means.dtype))
 
 
@@ -86,7 +86,7 @@ _MERGE_TENSORS = (
 )
 
 
-@define_op(f"merge_branches({_MERGE_TENSORS}, float eps) -> Tensor")
+@define_op(f"combine_directions({_MERGE_TENSORS}, float eps) -> Tensor")
 def _merge(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
     return backend(y).merge_forward(
         y, channel_weights, token_weights, z, norm_weight, norm_bias, eps
@@ -98,7 +98,7 @@ def _(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
     return y.new_empty((y.shape[0], y.shape[2], y.shape[3]))
 
 
-@define_op(f"merge_branches_backward(Tensor dout, {_MERGE_TENSORS}, float eps) -> Tensor[]")
+@define_op(f"combine_directions_backward(Tensor dout, {_MERGE_TENSORS}, float eps) -> Tensor[]")
 def _merge_backward(dout, y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):
     return contiguous(
         backend(y).merge_backward(
@@ -125,7 +125,7 @@ def _merge_grad(ctx, dout):
 _merge.register_autograd(_merge_grad, setup_context=_merge_setup)
 
 
-def merge_branches(
+def combine_directions(
     y: Tensor,
     channel_weights: Optional[Tensor] = None,  # noqa: UP045 - TorchScript reads these
     token_weights: Optional[Tensor] = None,  # noqa: UP045
@@ -160,6 +160,6 @@ def merge_branches(
     check_together("norm_weight", norm_weight, "norm_bias", norm_bias)
     check_shape("norm_weight", norm_weight, [channels])
     check_shape("norm_bias", norm_bias, [channels])
-    return torch.ops.localmamba.merge_branches(
+    return torch.ops.localmamba.combine_directions(
         y, channel_weights, token_weights, z, norm_weight, norm_bias, eps
     )

@@ -30,7 +30,7 @@ from scan_cases import (
 from torch import Tensor
 
 from localmamba.layers import SS2D, LocalVimMixer, S6Branches
-from localmamba.ops import attend_branches, scan_index, selective_scan
+from localmamba.ops import scan_index, scattn_combine, selective_scan
 from localmamba.ops.reference import selective_scan_reference
 
 DIRECTIONS = ("h", "v_flip", "w2", "w7_flip")
@@ -53,7 +53,7 @@ def test_scan_of_hostile_memory(case, layout):
 
 
 def attend_arguments(dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensors of `attend_branches` by name: 2 images, 3 directions, 49 tokens, 96 channels."""
+    """Tensors of `scattn_combine` by name: 2 images, 3 directions, 49 tokens, 96 channels."""
     shapes = {
         "y": (2, 3, 49, 96), "z": (2, 49, 96), "pool_weight": (96,), "pool_bias": (96,),
         "reduce_weight": (12, 96), "reduce_bias": (12,), "select_weight": (96, 12),
@@ -77,9 +77,9 @@ def test_attending_against_float64(gate_first, dtype):
 
     def attend(**inputs: Tensor) -> Tensor:
         with torch.autocast("cuda", half, enabled=inputs["y"].dtype == half):
-            return attend_branches(**inputs)
+            return scattn_combine(**inputs)
 
-    assert_matches_reference(attend, attend_branches, inputs, dtype, dy)
+    assert_matches_reference(attend, scattn_combine, inputs, dtype, dy)
 
 
 def op_calls() -> Iterator[tuple[str, tuple]]:
@@ -93,17 +93,17 @@ def op_calls() -> Iterator[tuple[str, tuple]]:
         _, tensors, _ = depthwise_arguments((9, 11), 192, 3, torch.float32, "cuda", images=images)
         yield f"depthwise_conv {images}", tuple(tensors.values())
     _, tensors, rest = pool_arguments(49, 96, True, torch.float32, "cuda")
-    yield "pool_branches", (*tensors.values(), *rest)
+    yield "pool_directions", (*tensors.values(), *rest)
     options = ("channel", "token", "z", "norm")
     _, tensors, rest = merge_arguments(49, 96, options, torch.float32, "cuda")
-    yield "merge_branches", (*tensors.values(), *rest)
+    yield "combine_directions", (*tensors.values(), *rest)
     tensors = norm_arguments((2, 49, 96), ("residual", "rotary"), torch.float32, "cuda")
     *tensors, _, _ = tensors.values()
     yield "residual_norm", (*tensors, 1e-5, torch.float32)
     yield "token_norm", (tensors[0], tensors[2], None, 1e-5, torch.float32)
     for gate_first in (False, True):
         tensors = attend_arguments(torch.float32)
-        yield f"attend_branches {gate_first}", (*tensors.values(), gate_first, 1e-5, 1e-5)
+        yield f"scattn_combine {gate_first}", (*tensors.values(), gate_first, 1e-5, 1e-5)
     for conv_width in (0, 4):
         branches = S6Branches(4, 64, 16, 6, conv_width).cuda()
         index = scan_index(branches.D, list(DIRECTIONS), *GRID)

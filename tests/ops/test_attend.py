@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from helpers import random, relative_error
 from torch import Tensor
 
-from localmamba.ops import attend_branches, merge_branches, pool_branches
+from localmamba.ops import combine_directions, pool_directions, scattn_combine
 
 VARIANTS = [(norm, gate_first) for norm in (True, False) for gate_first in (True, False)]
 NAMES = (
@@ -26,11 +26,11 @@ def attend_inputs(norm: bool, dtype: torch.dtype = torch.float64) -> dict[str, T
 def composed(gate_first: bool, **x: Tensor) -> Tensor:
     """The same from the public parts."""
     gate = x["z"] if gate_first else None
-    pooled = pool_branches(x["y"], gate, x["pool_weight"], x["pool_bias"])
+    pooled = pool_directions(x["y"], gate, x["pool_weight"], x["pool_bias"])
     reduced = F.gelu(F.linear(pooled, x["reduce_weight"], x["reduce_bias"]))
     weights = torch.sigmoid(F.linear(reduced, x["select_weight"], x["select_bias"]))
     norm = (x.get("norm_weight"), x.get("norm_bias"))
-    return merge_branches(x["y"], weights, None, x["z"], *norm)
+    return combine_directions(x["y"], weights, None, x["z"], *norm)
 
 
 @pytest.mark.parametrize(("norm", "gate_first"), VARIANTS)
@@ -41,7 +41,7 @@ def test_equals_its_parts_with_every_gradient(norm: bool, gate_first: bool) -> N
     expected_gradients = torch.autograd.grad(expected, list(truth.values()), gradient)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         inputs = {n: x.detach().to(dtype).requires_grad_() for n, x in truth.items()}
-        out = attend_branches(**inputs, gate_first=gate_first)
+        out = scattn_combine(**inputs, gate_first=gate_first)
         assert relative_error(out, expected) < tolerance
         gradients = torch.autograd.grad(out, list(inputs.values()), gradient.to(dtype))
         for name, actual, wanted in zip(inputs, gradients, expected_gradients, strict=True):
@@ -53,23 +53,23 @@ def test_operator_contract(norm: bool, gate_first: bool) -> None:
     tensors = [x.requires_grad_() for x in attend_inputs(norm, torch.float32).values()]
     tensors += [] if norm else [None, None]
     arguments = (*tensors, gate_first, 1e-5, 1e-5)
-    torch.library.opcheck(torch.ops.localmamba.attend_branches, arguments)
+    torch.library.opcheck(torch.ops.localmamba.scattn_combine, arguments)
 
 
 def test_gradcheck() -> None:
     tensors = [x.requires_grad_() for x in attend_inputs(True).values()]
-    assert torch.autograd.gradcheck(attend_branches, tensors)
+    assert torch.autograd.gradcheck(scattn_combine, tensors)
 
 
 @pytest.mark.parametrize(("norm", "gate_first"), VARIANTS)
 def test_compiles_whole_and_scripts(norm: bool, gate_first: bool) -> None:
     inputs = attend_inputs(norm, torch.float32)
-    expected = attend_branches(**inputs, gate_first=gate_first)
+    expected = scattn_combine(**inputs, gate_first=gate_first)
     for make in (
         torch.jit.script,
         lambda op: torch.compile(op, fullgraph=True, backend="aot_eager"),
     ):
-        assert torch.equal(make(attend_branches)(**inputs, gate_first=gate_first), expected)
+        assert torch.equal(make(scattn_combine)(**inputs, gate_first=gate_first), expected)
 
 
 @pytest.mark.parametrize(
@@ -93,5 +93,5 @@ def test_compiles_whole_and_scripts(norm: bool, gate_first: bool) -> None:
 )
 def test_bad_input_in_one_line(change: dict[str, Tensor | None], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
-        attend_branches(**(attend_inputs(True, torch.float32) | change))
+        scattn_combine(**(attend_inputs(True, torch.float32) | change))
     assert message in str(error.value)

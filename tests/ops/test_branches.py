@@ -12,7 +12,7 @@ from helpers import (
 )
 from torch import Tensor
 
-from localmamba.ops import merge_branches, pool_branches, s6_branches, scan_index
+from localmamba.ops import combine_directions, pool_directions, s6_branches, scan_index
 from localmamba.ops.reference import causal_conv_reference, selective_scan_reference
 
 DIRECTIONS = ["h", "v_flip", "w2"]
@@ -171,8 +171,8 @@ class _Block(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         index = scan_index(x, DIRECTIONS, 3, 5)
         y = s6_branches(x, index=index, **dict(self.named_parameters()))
-        weights = pool_branches(y, x, self.D[0], self.dt_bias[0])
-        return merge_branches(y, weights.sigmoid(), None, x)
+        weights = pool_directions(y, x, self.D[0], self.dt_bias[0])
+        return combine_directions(y, weights.sigmoid(), None, x)
 
 
 def test_compiles_whole_with_inductor() -> None:

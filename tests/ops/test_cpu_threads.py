@@ -9,7 +9,13 @@ import torch
 from helpers import random, results_and_gradients, scan_inputs
 from torch import Tensor
 
-from localmamba.ops import causal_conv, merge_branches, pool_branches, scan_index, selective_scan
+from localmamba.ops import (
+    causal_conv,
+    combine_directions,
+    pool_directions,
+    scan_index,
+    selective_scan,
+)
 from localmamba.ops.cpu import threads
 
 GRID, TOKENS, CHANNELS = (7, 8), 56, 66
@@ -38,8 +44,11 @@ def cases(batch: int = 2) -> list[Case]:
         (selective_scan, scan_inputs(index, TOKENS, batch, CHANNELS, 5, True)),
         (selective_scan, scan_inputs(index, TOKENS, batch, CHANNELS, 5, False)),
         (causal_conv, {"x": x, "weight": weight, "bias": bias, "index": index}),
-        (pool_branches, {"y": y, "z": x, "weight": bias[0].clone(), "bias": bias[1].clone()}),
-        (merge_branches, merge | {"norm_weight": bias[0].clone(), "norm_bias": bias[1].clone()}),
+        (pool_directions, {"y": y, "z": x, "weight": bias[0].clone(), "bias": bias[1].clone()}),
+        (
+            combine_directions,
+            merge | {"norm_weight": bias[0].clone(), "norm_bias": bias[1].clone()},
+        ),
     ]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from localmamba.ops import merge_branches, scan_index, selective_scan
+from localmamba.ops import combine_directions, scan_index, selective_scan
 from localmamba.ops.registration import define_op
 
 
@@ -47,7 +47,7 @@ def test_one_gradient_alone(name: str) -> None:
 
 def test_backward_twice_only_where_the_graph_is_kept() -> None:
     y = torch.randn(2, 2, 3, 4, requires_grad=True)
-    total = merge_branches(y).square().sum()
+    total = combine_directions(y).square().sum()
     total.backward(retain_graph=True)
     once = y.grad.clone()
     total.backward()

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from helpers import LAYOUTS, assert_matches_reference, random, relative_error
 from torch import Tensor
 
-from localmamba.ops import merge_branches, pool_branches
-from localmamba.ops.reference import merge_branches_reference, pool_branches_reference
+from localmamba.ops import combine_directions, pool_directions
+from localmamba.ops.reference import combine_directions_reference, pool_directions_reference
 
 SHAPES = [(4, 3, 1, 5), (2, 3, 17, 16), (2, 4, 50, 20), (1, 2, 1100, 33)]
 """B, K, L, D"""
@@ -55,7 +55,7 @@ def test_pooling_is_a_norm_and_a_mean() -> None:
     norm.weight.data, norm.bias.data = inputs["weight"].double(), inputs["bias"].double()
     gated = torch.stack([y * F.silu(inputs["z"]) for y in inputs["y"].unbind(1)], dim=1)
     expected = torch.stack([norm(y).mean(1) for y in gated.unbind(1)], dim=1)
-    assert relative_error(pool_branches_reference(**inputs), expected) < 1e-13
+    assert relative_error(pool_directions_reference(**inputs), expected) < 1e-13
 
 
 def test_merging_is_a_weighed_sum() -> None:
@@ -70,29 +70,29 @@ def test_merging_is_a_weighed_sum() -> None:
         inputs["token_weights"].double(),
     )
     expected = norm(total) * F.silu(inputs["z"])
-    assert relative_error(merge_branches_reference(**inputs), expected) < 1e-13
+    assert relative_error(combine_directions_reference(**inputs), expected) < 1e-13
 
 
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_pooling_matches_reference(shape: tuple[int, ...], gated: bool) -> None:
     inputs = pool_inputs(shape, gated)
-    assert_matches_reference(pool_branches, pool_branches_reference, inputs)
+    assert_matches_reference(pool_directions, pool_directions_reference, inputs)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("present", COMBINATIONS)
 def test_merging_matches_reference(present: str, shape: tuple[int, ...]) -> None:
     inputs = merge_inputs(shape, present)
-    assert_matches_reference(merge_branches, merge_branches_reference, inputs)
+    assert_matches_reference(combine_directions, combine_directions_reference, inputs)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_memory_layout(layout: str) -> None:
     change = LAYOUTS[layout]
     for op, reference, inputs in (
-        (pool_branches, pool_branches_reference, pool_inputs(SHAPES[2])),
-        (merge_branches, merge_branches_reference, merge_inputs(SHAPES[2])),
+        (pool_directions, pool_directions_reference, pool_inputs(SHAPES[2])),
+        (combine_directions, combine_directions_reference, merge_inputs(SHAPES[2])),
     ):
         hostile = {k: change(x) if isinstance(x, Tensor) else x for k, x in inputs.items()}
         assert_matches_reference(op, reference, hostile)
@@ -102,41 +102,41 @@ def test_expanded_inputs_and_gradients() -> None:
     inputs = merge_inputs(SHAPES[2])
     inputs["y"] = inputs["y"][:, :1].expand(SHAPES[2])
     dy = torch.tensor(0.5).double()
-    assert_matches_reference(merge_branches, merge_branches_reference, inputs, dy=dy)
+    assert_matches_reference(combine_directions, combine_directions_reference, inputs, dy=dy)
 
 
 def test_a_mean_far_from_zero() -> None:
     """The variance is of what is left without the mean: no digits are lost twice."""
     inputs = pool_inputs((1, 2, 9, 20), gated=False)
     inputs["y"] = inputs["y"] + 1000
-    actual, expected = pool_branches(**inputs), pool_branches_reference(**inputs)
-    truth = pool_branches_reference(**inputs | {"y": inputs["y"].double()})
+    actual, expected = pool_directions(**inputs), pool_directions_reference(**inputs)
+    truth = pool_directions_reference(**inputs | {"y": inputs["y"].double()})
     assert relative_error(actual, truth) < 2 * relative_error(expected, truth) + 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(dtype: torch.dtype) -> None:
-    pooled = pool_branches(**pool_inputs(SHAPES[2], dtype=dtype))
+    pooled = pool_directions(**pool_inputs(SHAPES[2], dtype=dtype))
     assert pooled.dtype == torch.float32, "SCAttn's small layers follow autocast, not this"
     merged = merge_inputs(SHAPES[2], dtype=dtype)
-    assert_matches_reference(merge_branches, merge_branches_reference, merged, dtype)
+    assert_matches_reference(combine_directions, combine_directions_reference, merged, dtype)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
 def test_writes_every_cell() -> None:
     for present in ("sum alone", "channel token gate norm"):
         inputs = merge_inputs((2, 3, 50, 21), present)
-        assert_matches_reference(merge_branches, merge_branches_reference, inputs)
+        assert_matches_reference(combine_directions, combine_directions_reference, inputs)
     for gated in (True, False):
         inputs = pool_inputs((2, 3, 50, 21), gated)
-        assert_matches_reference(pool_branches, pool_branches_reference, inputs)
+        assert_matches_reference(pool_directions, pool_directions_reference, inputs)
 
 
 def test_empty_batch() -> None:
     pooling, merging = pool_inputs((0, 2, 3, 4)), merge_inputs((0, 2, 3, 4))
     weight, norm_weight = pooling["weight"], merging["norm_weight"]
-    pooled = pool_branches(**pooling | {"weight": weight.requires_grad_()})
-    merged = merge_branches(**merging | {"norm_weight": norm_weight.requires_grad_()})
+    pooled = pool_directions(**pooling | {"weight": weight.requires_grad_()})
+    merged = combine_directions(**merging | {"norm_weight": norm_weight.requires_grad_()})
     (pooled.sum() + merged.sum()).backward()
     assert pooled.shape == (0, 2, 4)
     assert merged.shape == (0, 3, 4)
@@ -157,7 +157,7 @@ def test_empty_batch() -> None:
 )
 def test_bad_pooling_input_in_one_line(change: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
-        pool_branches(**(pool_inputs((2, 3, 17, 16)) | change))
+        pool_directions(**(pool_inputs((2, 3, 17, 16)) | change))
     assert message in str(error.value)
 
 
@@ -178,7 +178,7 @@ def test_bad_pooling_input_in_one_line(change: dict[str, Tensor], message: str) 
 )
 def test_bad_merging_input_in_one_line(change: dict[str, Tensor | None], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
-        merge_branches(**(merge_inputs((2, 3, 17, 16)) | change))
+        combine_directions(**(merge_inputs((2, 3, 17, 16)) | change))
     assert message in str(error.value)
 
 
@@ -190,16 +190,16 @@ def test_operator_contract(dtype: torch.dtype) -> None:
     shape = (2, 2, 3, 4)
     for gated in (True, False):
         inputs = {k: pool_inputs(shape, gated, dtype)[k] for k in ("y", "z", "eps")}
-        torch.library.opcheck(torch.ops.localmamba.pool_branches, arguments(inputs))
+        torch.library.opcheck(torch.ops.localmamba.pool_directions, arguments(inputs))
     for present in ("channel norm gate", "token"):
         inputs = merge_inputs(shape, present, dtype)
-        torch.library.opcheck(torch.ops.localmamba.merge_branches, arguments(inputs))
+        torch.library.opcheck(torch.ops.localmamba.combine_directions, arguments(inputs))
 
 
 def test_gradients_in_float64() -> None:
     for op, inputs in (
-        (pool_branches, pool_inputs((1, 2, 3, 4), dtype=torch.float64)),
-        (merge_branches, merge_inputs((1, 2, 3, 4), dtype=torch.float64)),
+        (pool_directions, pool_inputs((1, 2, 3, 4), dtype=torch.float64)),
+        (combine_directions, merge_inputs((1, 2, 3, 4), dtype=torch.float64)),
     ):
         tensors = [x.double().requires_grad_() for x in inputs.values() if isinstance(x, Tensor)]
         assert torch.autograd.gradcheck(op, tensors)
@@ -207,8 +207,8 @@ def test_gradients_in_float64() -> None:
 
 def test_compiles_whole() -> None:
     for op, reference, inputs in (
-        (pool_branches, pool_branches_reference, pool_inputs(SHAPES[1])),
-        (merge_branches, merge_branches_reference, merge_inputs(SHAPES[1])),
+        (pool_directions, pool_directions_reference, pool_inputs(SHAPES[1])),
+        (combine_directions, combine_directions_reference, merge_inputs(SHAPES[1])),
     ):
         compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
         assert_matches_reference(compiled, reference, inputs)
@@ -216,7 +216,7 @@ def test_compiles_whole() -> None:
 
 def test_scripts() -> None:
     for op, inputs in (
-        (pool_branches, pool_inputs(SHAPES[1])),
-        (merge_branches, merge_inputs(SHAPES[1])),
+        (pool_directions, pool_inputs(SHAPES[1])),
+        (combine_directions, merge_inputs(SHAPES[1])),
     ):
         assert torch.equal(torch.jit.script(op)(**inputs), op(**inputs))
