@@ -1,8 +1,7 @@
 """Scan orders and the kernels that read tokens along them: arrays in and out (see README.md)."""
 
-from .attend import scattn_combine
-from .branches import s6_branches
 from .causal_conv import causal_conv
+from .combine import combine_directions, pool_directions, scattn_combine
 from .depthwise_conv import depthwise_conv
 from .residual_norm import residual_norm, token_norm
 from .scan_orders import (
@@ -15,8 +14,7 @@ from .scan_orders import (
     scan_index,
     scan_order,
 )
-from .scattn import combine_directions, pool_directions
-from .selective_scan import selective_scan
+from .selective_scan import s6_branches, selective_scan
 
 __all__ = [
     "CANDIDATES",

@@ -22,7 +22,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from .registration import define_op
+from ._common.checks import mark_checked
+from ._common.registration import define_function
 
 Grid = tuple[int, int]
 
@@ -191,29 +192,40 @@ def _index_tensor(
     return torch.from_numpy(index_table(directions, grid, class_token).copy()).to(device)
 
 
-@define_op(
-    "scan_index(Tensor like, str[] directions, SymInt height, SymInt width, SymInt class_token) "
-    "-> Tensor"
-)
-def _scan_index(like, directions, height, width, class_token):
+def _scan_index(
+    like: torch.Tensor, directions: str, height: int, width: int, class_token: int
+) -> torch.Tensor:
     # A copy: compiled programs reuse the memory of an op's result.
-    return _index_tensor(tuple(directions), (height, width), class_token, like.device).clone()
+    names = tuple(directions.split(","))
+    return _index_tensor(names, (height, width), class_token, like.device).clone()
 
 
-@_scan_index.register_fake
-def _(like, directions, height, width, class_token):
-    length: int | torch.SymInt = padded_length(directions[0], (height, width))
-    for name in directions[1:]:
+def _scan_index_fake(
+    like: torch.Tensor, directions: str, height: int, width: int, class_token: int
+) -> torch.Tensor:
+    names = directions.split(",")
+    length: int | torch.SymInt = padded_length(names[0], (height, width))
+    for name in names[1:]:
         length = torch.sym_max(length, padded_length(name, (height, width)))
     extra = 1 if class_token >= 0 else 0
-    return like.new_empty((len(directions), length + extra), dtype=torch.int32)
+    return like.new_empty((len(names), length + extra), dtype=torch.int32)
+
+
+define_function(
+    "scan_index(Tensor like, str directions, SymInt height, SymInt width, SymInt class_token) "
+    "-> Tensor",
+    _scan_index,
+    _scan_index_fake,
+)
 
 
 def scan_index(
     like: torch.Tensor, directions: list[str], height: int, width: int, class_token: int = -1
 ) -> torch.Tensor:
     """`index_table` as an int32 tensor [K, P] on the device of `like`; cached, traceable."""
-    return torch.ops.localmamba.scan_index(like, directions, height, width, class_token)
+    index = torch.ops.localmamba.scan_index(like, ",".join(directions), height, width, class_token)
+    mark_checked(index, height * width + (1 if class_token >= 0 else 0))
+    return index
 
 
 def _tokens(height: int, width: int) -> np.ndarray:

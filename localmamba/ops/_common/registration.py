@@ -1,0 +1,289 @@
+"""Registration of custom ops: kernels, fake, autograd, autocast, functional transforms, FLOPs.
+
+An op is a forward and a backward function in PyTorch's dispatcher, each with a schema, a kernel, a
+fake and a reference. `define_op` registers what `torch.library.custom_op` would, with less time in
+Python for every call; the measured difference and the private functions that make it stand in
+docs/architecture.md, and where a release of PyTorch lacks them, the public path serves.
+
+The reference, differentiable PyTorch, computes what the kernels do not: float64, devices without
+kernels, forward-mode derivatives, and derivatives of the backward op.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import register_flop_formula
+
+from .backends import has_kernels
+
+_LIBRARY = torch.library.Library("localmamba", "DEF")
+
+try:
+    _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
+    _below_autograd = torch._C._AutoDispatchBelowAutograd
+    _any_requires_grad = torch._C._any_requires_grad
+    _exclude_keys = torch._C._ExcludeDispatchKeyGuard
+    _transforms_active = torch._C._are_functorch_transforms_active
+    _apply = super(torch.autograd.Function, torch.autograd.Function).apply
+    forward_ad._current_level  # noqa: B018
+    PRIVATE_DISPATCH = True
+    """Whether this PyTorch has the private functions of the shorter path."""
+except AttributeError:
+    PRIVATE_DISPATCH = False
+
+_AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
+
+class Op:
+    """A custom op: one schema, its kernel for every device, and the rules for PyTorch's modes.
+
+    Args:
+        schema: Arguments have no default values and are no lists of tensors; the first one is a
+            tensor.
+        kernel: Computes the results where `has_kernels`; makes new, contiguous tensors.
+        fake: Shapes, dtypes and strides of the results, for tracing.
+        reference: The same results in differentiable PyTorch, on any device, in any floating dtype.
+        dispatch_on: Position of the tensor whose device and dtype choose between both.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        kernel: Callable,
+        fake: Callable,
+        reference: Callable,
+        dispatch_on: int = 0,
+    ):
+        self.name = schema.split("(")[0]
+        self.qualified_name = f"localmamba::{self.name}"
+        self.reference = reference
+        self.dispatch_on = dispatch_on
+        _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(self.name, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(self.qualified_name, fake, lib=_LIBRARY)
+        torch.library.register_vmap(self.qualified_name, self._batched, lib=_LIBRARY)
+        self.overload: torch._ops.OpOverload = getattr(torch.ops.localmamba, self.name).default
+
+    def __call__(self, *args: Any) -> Any:
+        return self.overload(*args)
+
+    def _batched(self, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+        """Calls the op once for each element of the batch that `torch.vmap` maps over."""
+        results = [
+            self.overload(
+                *(
+                    x if dim is None else x.select(dim, i)
+                    for x, dim in zip(args, in_dims, strict=True)
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        kind = type(results[0])
+        return kind(stacked), kind([0] * len(stacked))
+
+    def register_autograd(
+        self,
+        backward: Callable[..., Sequence[Tensor | None]],
+        setup_context: Callable[[Any, tuple, Any], None],
+    ) -> None:
+        """Registers the gradients, as `torch.library.register_autograd` takes them.
+
+        Where the kernels do not serve, for forward-mode derivatives and inside the transforms of
+        `torch.func` that differentiate, the reference runs, which PyTorch differentiates by itself.
+        """
+        if not PRIVATE_DISPATCH:
+            torch.library.register_autograd(
+                self.qualified_name, backward, setup_context=setup_context, lib=_LIBRARY
+            )
+            return
+        redispatch = self.overload._handle.redispatch_boxed
+
+        def forward(ctx: Any, keys: Any, *args: Any) -> Any:
+            with _below_autograd():
+                output = redispatch(keys & _BELOW_AUTOGRAD, *args)
+            setup_context(ctx, args, output)
+            return tuple(output) if isinstance(output, list) else output
+
+        def gradients(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
+            return None, *backward(ctx, *douts)
+
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
+        formula = type(self.name, (torch.autograd.Function,), methods)
+        apply = super(torch.autograd.Function, formula).apply
+        reference, dispatch_on = self.reference, self.dispatch_on
+
+        def rule(keys: Any, *args: Any) -> Any:
+            if (
+                forward_ad._current_level >= 0
+                or _transforms_active()
+                or not has_kernels(args[dispatch_on])
+            ):
+                return reference(*args)
+            if torch.is_grad_enabled() and _any_requires_grad(*args):
+                return apply(keys, *args)
+            with _below_autograd():
+                return redispatch(keys & _BELOW_AUTOGRAD, *args)
+
+        _LIBRARY.impl(self.name, rule, "Autograd", with_keyset=True)
+
+    def register_second_derivative(self) -> None:
+        """Registers the derivatives of a backward op, computed through its reference."""
+
+        def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+            del output
+            ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+            ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+
+        def backward(ctx: Any, *dgradients: Any) -> list[Tensor | None]:
+            if isinstance(dgradients[0], Sequence):  # as torch.library.register_autograd gives them
+                dgradients = tuple(dgradients[0])
+            saved = ctx.saved_tensors
+            args = [b if a is None else a for a, b in zip(saved, ctx.others, strict=True)]
+            wanted = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
+
+            def outputs(*tensors: Tensor) -> list[Tensor]:
+                for i, x in zip(wanted, tensors, strict=True):
+                    args[i] = x
+                return list(self.reference(*args))
+
+            found = vjp(outputs, [args[i] for i in wanted], list(dgradients))
+            result: list[Tensor | None] = [None] * len(args)
+            for i, gradient in zip(wanted, found, strict=True):
+                result[i] = gradient
+            return result
+
+        self.register_autograd(backward, setup_context)
+
+    def register_autocast(self, rule: Callable[[list, torch.dtype], list]) -> None:
+        """Registers what autocast does to the arguments; inside the op autocast is off."""
+        for device_type, key in _AUTOCAST_KEYS.items():
+            _LIBRARY.impl(self.name, self._autocast_kernel(rule, device_type, key), key)
+
+    def _autocast_kernel(self, rule: Callable, device_type: str, key: str) -> Callable:
+        overload = self.overload
+        if not PRIVATE_DISPATCH:
+
+            def public(*args: Any) -> Any:
+                args = tuple(rule(list(args), torch.get_autocast_dtype(device_type)))
+                with torch.autocast(device_type, enabled=False):
+                    return overload(*args)
+
+            return public
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def private(*args: Any) -> Any:
+            args = tuple(rule(list(args), torch.get_autocast_dtype(device_type)))
+            with _exclude_keys(keys):
+                return overload(*args)
+
+        return private
+
+    def register_flops(self, formula: Callable[..., int]) -> None:
+        """Registers FLOPs from the shapes of the arguments, for `torch.utils.flop_counter`."""
+        register_flop_formula(getattr(torch.ops.localmamba, self.name))(formula)
+
+
+def define_function(schema: str, kernel: Callable, fake: Callable) -> None:
+    """Registers an op that has no gradients."""
+    name = schema.split("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"localmamba::{name}", fake, lib=_LIBRARY)
+
+
+def cast_activations(positions: Sequence[int]) -> Callable[[list, torch.dtype], list]:
+    """An autocast rule: casts the arguments at these positions and leaves parameters as they are.
+
+    A, D and the biases lose what makes the scan stable when they are rounded to 8 bits; the kernels
+    take inputs of mixed dtypes, so only activations follow autocast.
+    """
+
+    def rule(args: list, dtype: torch.dtype) -> list:
+        for i in positions:
+            if isinstance(args[i], Tensor):
+                args[i] = args[i].to(dtype)
+        return args
+
+    return rule
+
+
+def no_cast(args: list, dtype: torch.dtype) -> list:
+    """An autocast rule: the op computes in the dtypes that it is given."""
+    del dtype
+    return args
+
+
+def set_dtype(position: int) -> Callable[[list, torch.dtype], list]:
+    """An autocast rule: the argument at this position, the dtype of the result, is autocast's."""
+
+    def rule(args: list, dtype: torch.dtype) -> list:
+        args[position] = dtype
+        return args
+
+    return rule
+
+
+def vjp(
+    function: Callable, inputs: Sequence[Tensor | None], douts: Sequence[Tensor] | Tensor
+) -> list[Tensor | None]:
+    """Vector-Jacobian products of a differentiable function, differentiable themselves.
+
+    Args:
+        function: Takes `inputs`; returns a tensor or a list of tensors.
+        inputs: Tensors, or None for optional ones.
+        douts: Gradients of the results.
+
+    Returns:
+        The gradients of the inputs, None where the input is None.
+    """
+    given = present(inputs)
+
+    def of_given(*tensors: Tensor) -> Any:
+        return function(*restore(tensors, inputs))
+
+    _, pullback = torch.func.vjp(of_given, *given)
+    return restore(pullback(douts), inputs)
+
+
+def present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """The tensors that are not None: an op cannot return None in a list of tensors."""
+    return [x for x in tensors if x is not None]
+
+
+def restore(gradients: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The inverse of `present`: None again where the input is None."""
+    found = iter(gradients)
+    return [None if x is None else next(found) for x in inputs]
+
+
+def empty_gradients(inputs: Sequence[Tensor | None]) -> list[Tensor]:
+    """The fake of an op that returns the `present` gradients of its inputs."""
+    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in present(inputs)]
+
+
+def contiguous(gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """`present` gradients in the memory layout of `empty_gradients`."""
+    return [x.contiguous() for x in present(gradients)]
+
+
+def in_dtypes(
+    gradients: Sequence[Tensor | None], inputs: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Gradients in the dtypes of their inputs, None where the input is None."""
+    pairs = zip(gradients, inputs, strict=True)
+    return [None if g is None or x is None else g.to(x.dtype) for g, x in pairs]
+
+
+def present_gradients(backward: Callable) -> Callable[..., list[Tensor]]:
+    """Returns a backward function of a backend as the op that computes `present` gradients."""
+
+    def op(*args: Any) -> list[Tensor]:
+        return present(backward(*args))
+
+    return op

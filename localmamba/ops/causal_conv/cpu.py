@@ -1,0 +1,231 @@
+"""The causal convolution along scan orders, then SiLU, on vectors of channels; and its gradient.
+
+Forward, one task is one image, one direction and a block of channels. Backward it is all
+directions, since they add to one gradient.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from .._common.backends import CHUNK
+from .._common.jit import function, inline, kernel
+from .._common.rows import (
+    Window,
+    floats,
+    int32_index,
+    load,
+    put,
+    row,
+    rows,
+    store,
+    take,
+    take_columns,
+)
+from .._common.threads import run
+from .._common.vector_math import sigmoid, silu
+from .._common.vectors import (
+    LANES,
+    VECTOR_BYTES,
+    draw,
+    load_vector,
+    splat,
+    stay_a_function,
+    store_vector,
+)
+
+BLOCK = 4
+"""Vectors of channels in a task."""
+
+_COST = 40
+"""Vector operations for each vector and step, backward about twice as many."""
+
+_STEP_BYTES = 3 * VECTOR_BYTES  # x, then dx; u, then du; the gradient before SiLU
+_DU, _GRADIENT = VECTOR_BYTES, 2 * VECTOR_BYTES
+_TAP_BYTES = 2 * VECTOR_BYTES  # a weight and its gradient
+
+
+class _Conv(NamedTuple):
+    """What both kernels take; `index` is the address of the scan orders."""
+
+    index: int
+    directions: int
+    steps: int
+    channels: int
+    width: int
+
+
+@function
+def _before_silu(x, taps, width, bias):
+    """The convolution at the step whose first tap reads the row at `x`."""
+    total = bias
+    for tap in range(width):
+        weight = load_vector(taps + tap * _TAP_BYTES)
+        total = total + weight * load_vector(x + tap * _STEP_BYTES)
+    return total
+
+
+@function
+def _convolve(values, count, taps, width, bias):
+    stay_a_function()
+    for step in range(count):
+        at = values + step * _STEP_BYTES
+        store_vector(at + _DU, silu(_before_silu(at, taps, width, bias)))
+
+
+@function
+def _convolve_backward(values, count, taps, width, bias):
+    """The gradient before SiLU in its place; adds to those of the weights.
+
+    Returns:
+        That of the bias.
+    """
+    stay_a_function()
+    total = splat(0.0)
+    for step in range(count):
+        at = values + step * _STEP_BYTES
+        x = _before_silu(at, taps, width, bias)
+        gate = sigmoid(x)
+        g = load_vector(at + _DU) * gate * (x * (splat(1.0) - gate) + 1.0)
+        store_vector(at + _GRADIENT, g)
+        for tap in range(width):
+            to = taps + tap * _TAP_BYTES + VECTOR_BYTES
+            store_vector(to, load_vector(to) + g * load_vector(at + tap * _STEP_BYTES))
+        total = total + g
+    return total
+
+
+@function
+def _spread(values, count, taps, width):
+    """The gradient of x, in its place: each step was read by itself and those that follow."""
+    stay_a_function()
+    for step in range(count):
+        at = values + step * _STEP_BYTES
+        total = splat(0.0)
+        for tap in range(width):
+            weight = load_vector(taps + tap * _TAP_BYTES)
+            later = at + (width - 1 - tap) * _STEP_BYTES
+            total = total + weight * load_vector(later + _GRADIENT)
+        store_vector(at, total)
+
+
+@inline
+def _forward_vector(b, k, channel, conv, x, weight, bias, u, scratch):
+    before, lanes = conv.width - 1, min(LANES, conv.channels - channel)
+    values, at = scratch + conv.width * _TAP_BYTES, 4 * channel
+    tokens = conv.index + 4 * k * conv.steps
+    shift = load(row(bias, 0, k, 0) + at, lanes)
+    take_columns(weight, k, channel, conv.channels, conv.width, scratch, _TAP_BYTES)
+    for first in range(0, conv.steps, CHUNK):
+        count = min(CHUNK, conv.steps - first)
+        read = Window(first - before, count + before, at, lanes)
+        take(x, b, k, tokens, read, values, _STEP_BYTES)
+        _convolve(values, count, scratch, conv.width, shift)
+        put(u, b, k, 0, Window(first, count, at, lanes), values + _DU, _STEP_BYTES, 0)
+
+
+@inline
+def _backward_vector(b, k, channel, conv, du, x, weight, bias, dx, dweight, dbias, scratch):
+    width, before, lanes = conv.width, conv.width - 1, min(LANES, conv.channels - channel)
+    values, at = scratch + width * _TAP_BYTES, 4 * channel
+    tokens = conv.index + 4 * k * conv.steps
+    shift, total = load(row(bias, 0, k, 0) + at, lanes), splat(0.0)
+    take_columns(weight, k, channel, conv.channels, width, scratch, _TAP_BYTES)
+    for tap in range(width):
+        store_vector(scratch + tap * _TAP_BYTES + VECTOR_BYTES, splat(0.0))
+    for first in range((conv.steps - 1) // CHUNK * CHUNK, -1, -CHUNK):
+        count = min(CHUNK, conv.steps - first)
+        for step in range(before - 1, -1, -1):  # what follows: nothing, or the chunk just done
+            g = values + step * _STEP_BYTES + _GRADIENT
+            later = splat(0.0) if first + count == conv.steps else load_vector(g)
+            store_vector(g + count * _STEP_BYTES, later)
+        window = Window(first, count, at, lanes)
+        read = Window(first - before, count + before, at, lanes)
+        take(x, b, k, tokens, read, values, _STEP_BYTES)
+        take(du, b, k, 0, window, values + _DU, _STEP_BYTES)
+        total = total + _convolve_backward(values, count, scratch, width, shift)
+        _spread(values, count, scratch, width)
+        put(dx, b, 0, tokens, window, values, _STEP_BYTES, int(k > 0))
+    store(row(dbias, b, k, 0) + at, total, lanes)
+    for tap in range(width):
+        part = load_vector(scratch + tap * _TAP_BYTES + VECTOR_BYTES)
+        store(row(dweight, b, k, tap) + at, part, lanes)
+
+
+@kernel
+def conv_forward_kernel(counter, tasks, scratch, conv, x, weight, bias, u):
+    """Writes u in scan order."""
+    blocks = (conv.channels + BLOCK * LANES - 1) // (BLOCK * LANES)
+    task = draw(counter)
+    while task < tasks:
+        start, rest = task % blocks * BLOCK * LANES, task // blocks
+        b, k = rest // conv.directions, rest % conv.directions
+        for channel in range(start, min(conv.channels, start + BLOCK * LANES), LANES):
+            _forward_vector(b, k, channel, conv, x, weight, bias, u, scratch)
+        task = draw(counter)
+
+
+@kernel
+def conv_backward_kernel(counter, tasks, scratch, conv, du, x, weight, bias, dx, dweight, dbias):
+    """Writes the gradients; those of the parameters one part an image."""
+    blocks = (conv.channels + BLOCK * LANES - 1) // (BLOCK * LANES)
+    task = draw(counter)
+    while task < tasks:
+        b, start = task // blocks, task % blocks * BLOCK * LANES
+        for k in range(conv.directions):
+            for channel in range(start, min(conv.channels, start + BLOCK * LANES), LANES):
+                _backward_vector(
+                    b, k, channel, conv, du, x, weight, bias, dx, dweight, dbias, scratch
+                )
+        task = draw(counter)
+
+
+def _scratch(width: int) -> int:
+    return LANES * (3 * (CHUNK + width - 1) + 2 * width)
+
+
+def forward(x, weight, bias, index):
+    """See `ops.backends`."""
+    index, address = int32_index(index)
+    batch, channels, (directions, steps) = x.shape[0], x.shape[2], index.shape
+    conv = _Conv(address, directions, steps, channels, weight.shape[2])
+    u = torch.empty(directions, batch, steps, channels, dtype=torch.float32)
+    tokens, weight, bias = floats(x), floats(weight), floats(bias)
+    tasks = batch * directions * -(-channels // (BLOCK * LANES))
+    run(
+        conv_forward_kernel,
+        tasks,
+        tasks * BLOCK * steps * _COST,
+        _scratch(conv.width),
+        conv,
+        rows(tokens, "bt"),
+        rows(weight, "kt"),
+        rows(bias, "k"),
+        rows(u, "kbt"),
+    )
+    return u.to(x.dtype).transpose(0, 1)
+
+
+def backward(du, x, weight, bias, index):
+    """See `ops.backends`."""
+    index, address = int32_index(index)
+    batch, channels, (directions, steps) = x.shape[0], x.shape[2], index.shape
+    conv = _Conv(address, directions, steps, channels, weight.shape[2])
+    inputs = [floats(t) for t in (du, x, weight, bias)]
+    dx = torch.empty(x.shape, dtype=torch.float32)
+    dweight = torch.empty(batch, directions, conv.width, channels, dtype=torch.float32)
+    dbias = torch.empty(batch, directions, channels, dtype=torch.float32)
+    tasks = batch * -(-channels // (BLOCK * LANES))
+    run(
+        conv_backward_kernel,
+        tasks,
+        tasks * BLOCK * directions * steps * 2 * _COST,
+        _scratch(conv.width),
+        conv,
+        *(rows(t, axes) for t, axes in zip(inputs, ("bkt", "bt", "kt", "k"), strict=True)),
+        rows(dx, "bt"),
+        rows(dweight),
+        rows(dbias, "bk"),
+    )
+    dweight = dweight.sum(0).transpose(1, 2)
+    return [dx.to(x.dtype), dweight.to(weight.dtype), dbias.sum(0).to(bias.dtype)]

@@ -1,0 +1,5 @@
+"""Depthwise convolution over a map of tokens, with SiLU."""
+
+from .op import depthwise_conv
+
+__all__ = ["depthwise_conv"]

@@ -1,0 +1,251 @@
+"""A step of the residual stream: scale, add, rotate, normalize; public functions and custom ops.
+
+Blocks begin with it: the plain models' with an RMS norm (Vim's "fused add norm"; the rotary
+embedding of hidden tokens and residual alike is one rotation of their sum), the hierarchical ones'
+with a layer norm. `token_norm` is the norm alone.
+"""
+
+from typing import TYPE_CHECKING, Any, Optional, Protocol
+
+import torch
+from torch import Tensor
+
+from .._common.backends import Backends
+from .._common.checks import check_shape, check_together
+from .._common.registration import (
+    Op,
+    contiguous,
+    empty_gradients,
+    present_gradients,
+    restore,
+    set_dtype,
+)
+from .._common.tokens import accumulation_dtype
+from . import reference
+
+
+class NormKernels(Protocol):
+    """Kernels of the norm; strides and dtypes any."""
+
+    def forward(
+        self,
+        hidden: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        scale: Tensor | None,
+        eps: float,
+        dtype: torch.dtype,
+        keep_stream: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Computes the normalized tokens in `dtype` and, if it is kept, the new stream."""
+
+    def backward(
+        self,
+        dnormed: Tensor,
+        dstream: Tensor | None,
+        stream: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        scale: Tensor | None,
+        eps: float,
+        hidden_dtype: torch.dtype,
+        has_residual: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """Computes the gradients of hidden, residual, weight and bias, from the new stream."""
+
+
+if TYPE_CHECKING:
+    from . import cpu, cuda
+
+    _CHECKED: tuple[NormKernels, ...] = (cpu, cuda, reference)
+
+kernels: Backends[NormKernels] = Backends(__package__)
+
+
+def _forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
+    return kernels(hidden).forward(
+        hidden, residual, weight, bias, cos, sin, scale, eps, dtype, True
+    )
+
+
+def _fake(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
+    stream = hidden.new_empty(hidden.shape, dtype=accumulation_dtype(hidden.dtype))
+    return hidden.new_empty(hidden.shape, dtype=dtype), stream
+
+
+def _reference(*args):
+    return reference.forward(*args, keep_stream=True)
+
+
+def _backward(dnormed, dstream, stream, *args):
+    return contiguous(kernels(stream).backward(dnormed, dstream, stream, *args))
+
+
+def _backward_fake(
+    dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype, has_residual
+):
+    dhidden = stream.new_empty(stream.shape, dtype=hidden_dtype)
+    return [dhidden, *empty_gradients((stream if has_residual else None, weight, bias))]
+
+
+_TENSORS = "Tensor weight, Tensor? bias, Tensor? cos, Tensor? sin, Tensor? scale, float eps"
+_norm = Op(
+    f"residual_norm(Tensor hidden, Tensor? residual, {_TENSORS}, ScalarType dtype) "
+    "-> (Tensor, Tensor)",
+    kernel=_forward,
+    fake=_fake,
+    reference=_reference,
+)
+_norm_backward = Op(
+    f"residual_norm_backward(Tensor dnormed, Tensor? dstream, Tensor stream, {_TENSORS}, "
+    "ScalarType hidden_dtype, bool has_residual) -> Tensor[]",
+    kernel=_backward,
+    fake=_backward_fake,
+    reference=present_gradients(reference.backward),
+    dispatch_on=2,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    hidden, residual, weight, bias, cos, sin, scale, ctx.eps, _ = inputs
+    ctx.hidden_dtype, ctx.has_residual = hidden.dtype, residual is not None
+    ctx.save_for_backward(output[1], weight, bias, cos, sin, scale)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(
+    ctx: Any, dnormed: Tensor | None, dstream: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    stream, weight, bias, cos, sin, scale = ctx.saved_tensors
+    if dnormed is None:
+        dnormed = torch.zeros_like(stream)
+    dhidden, *gradients = _norm_backward(
+        dnormed, dstream, stream, weight, bias, cos, sin, scale, ctx.eps, ctx.hidden_dtype,
+        ctx.has_residual,
+    )  # fmt: skip
+    residual = stream if ctx.has_residual else None
+    return dhidden, *restore(gradients, (residual, weight, bias)), *[None] * 5
+
+
+_norm.register_autograd(_gradients, _setup_context)
+_norm_backward.register_second_derivative()
+_norm.register_autocast(set_dtype(8))
+
+
+def _forward_alone(x, weight, bias, eps, dtype):
+    return kernels(x).forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
+
+
+def _fake_alone(x, weight, bias, eps, dtype):
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def _reference_alone(x, weight, bias, eps, dtype):
+    return reference.forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
+
+
+_norm_alone = Op(
+    "token_norm(Tensor x, Tensor weight, Tensor? bias, float eps, ScalarType dtype) -> Tensor",
+    kernel=_forward_alone,
+    fake=_fake_alone,
+    reference=_reference_alone,
+)
+
+
+def _setup_context_alone(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, bias, ctx.eps, _ = inputs
+    ctx.save_for_backward(x, weight, bias)
+
+
+def _gradients_alone(ctx: Any, dnormed: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    dx, *gradients = _norm_backward(
+        dnormed, None, x, weight, bias, None, None, None, ctx.eps, x.dtype, False
+    )
+    return dx, *restore(gradients, (weight, bias)), None, None
+
+
+_norm_alone.register_autograd(_gradients_alone, _setup_context_alone)
+_norm_alone.register_autocast(set_dtype(4))
+
+
+def residual_norm(
+    hidden: Tensor,
+    residual: Optional[Tensor],  # noqa: UP045 - TorchScript reads these
+    weight: Tensor,
+    bias: Optional[Tensor] = None,  # noqa: UP045
+    cos: Optional[Tensor] = None,  # noqa: UP045
+    sin: Optional[Tensor] = None,  # noqa: UP045
+    scale: Optional[Tensor] = None,  # noqa: UP045
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Adds hidden tokens to the residual stream, turns the sum, and normalises it.
+
+    With `scale`, hidden tokens are multiplied first, as stochastic depth does.
+
+    Args:
+        hidden: What the block before put out, [..., L, C].
+        residual: The stream that it is added to, [..., L, C]; None for the first block.
+        weight: Of the norm, [C].
+        bias: With it the norm is a layer norm, [C]; without, an RMS norm.
+        cos: Rotary table, [1, L, C], each angle twice; None for no rotation.
+        sin: Rotary table, [1, L, C], with `cos`.
+        scale: Factors of the hidden tokens by image, [B] for hidden tokens [B, ..., L, C], whose
+            first axis counts the images however many follow; None for 1. They have no gradient.
+        eps: Of the norm.
+
+    Returns:
+        The normalised tokens, [..., L, C] in the dtype of `weight` (of autocast, under it), and the
+        new stream, [..., L, C], in float32 (float64 for float64 tokens).
+
+    Raises:
+        ValueError: If shapes do not fit, one of the rotary tables is given alone, or C is odd with
+            them.
+    """
+    if hidden.dim() < 2:
+        raise ValueError(f"hidden must be [..., L, C], got {hidden.dim()} axes")
+    length, channels = hidden.shape[-2:]
+    check_shape("residual", residual, list(hidden.shape))
+    check_shape("weight", weight, [channels])
+    check_shape("bias", bias, [channels])
+    check_together("cos", cos, "sin", sin)
+    check_shape("cos", cos, [1, length, channels])
+    check_shape("sin", sin, [1, length, channels])
+    check_shape("scale", scale, [hidden.shape[0]])
+    if cos is not None and channels % 2 == 1:
+        raise ValueError(f"rotary tables turn pairs of channels, got {channels} channels")
+    return torch.ops.localmamba.residual_norm(
+        hidden, residual, weight, bias, cos, sin, scale, eps, weight.dtype
+    )
+
+
+def token_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor] = None,  # noqa: UP045
+    eps: float = 1e-5,
+) -> Tensor:
+    """The norm alone, of tokens that join no stream.
+
+    Args:
+        x: Tokens, [..., L, C].
+        weight: Of the norm, [C].
+        bias: With it the norm is a layer norm, [C]; without, an RMS norm.
+        eps: Of the norm.
+
+    Returns:
+        [..., L, C] in the dtype of `weight` (of autocast, under it).
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    if x.dim() < 2:
+        raise ValueError(f"x must be [..., L, C], got {x.dim()} axes")
+    check_shape("weight", weight, [x.shape[-1]])
+    check_shape("bias", bias, [x.shape[-1]])
+    return torch.ops.localmamba.token_norm(x, weight, bias, eps, weight.dtype)
