@@ -2,6 +2,9 @@
 
 from .._common.triton_math import as_read
 from . import triton_scan_backward, triton_scan_forward, warp_scan
+from .align import align_weights
+
+__all__ = ["align_weights", "scan_backward", "scan_forward"]
 
 
 def scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
