@@ -20,7 +20,7 @@ CHAIN = ["ops", "layers", "models", "search", "tasks", "recipes", "cli"]
 """Each part may import those before it."""
 LEAF = "data"
 """Imports nothing of this package."""
-TOOLS = {"export", "figures", "complexity", "benchmark"}
+TOOLS = {"figures", "complexity", "benchmark"}
 """Serve the command line alone; each may use all that comes before it, and the others."""
 
 MAX_LINES = 300
@@ -59,6 +59,10 @@ def allowed_parts(part: str) -> set[str]:
     if part in {"search", "tasks", "recipes", "cli"}:
         lower.add(LEAF)
     return lower | TOOLS if part == "cli" else lower
+
+
+def test_the_import_order_names_no_absent_part() -> None:
+    assert {*CHAIN, LEAF, *TOOLS} <= set(map(part_of, MODULES))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
