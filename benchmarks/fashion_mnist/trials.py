@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import localmamba  # noqa: F401 - registers the models
 from localmamba.data import InputSpec
-from localmamba.data.named import FASHION_CLASSES
+from localmamba.data.sources import FASHION_CLASSES
 from localmamba.ops import CANDIDATES
 from localmamba.search import SearchSettings, Strategy, entropy, make_strategy
 from localmamba.search.step import search_step

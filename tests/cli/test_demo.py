@@ -6,7 +6,7 @@ import pytest
 
 import localmamba.recipes
 from localmamba.data import Source
-from localmamba.data.named import load_digits
+from localmamba.data.sources import load_digits
 
 
 @pytest.fixture
