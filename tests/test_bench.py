@@ -1,4 +1,4 @@
-"""`localmamba bench`: what is measured, how it is reported, what happens when a model fails."""
+"""`localmamba bench`: measurements, reports, failing models."""
 
 import csv
 from dataclasses import replace
@@ -60,7 +60,7 @@ def test_inference_step_keeps_no_gradient() -> None:
 
 
 def test_memory_is_what_the_step_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that makes an array of 64 MiB beside one of 32 MiB takes 96 MiB above the weights."""
+    """A step that allocates 64 MiB and then 32 MiB peaks at 96 MiB above the weights."""
 
     def step(_: Workload) -> None:
         big = torch.zeros(64, 2**18)

@@ -1,4 +1,4 @@
-"""The documents keep their word: their Python runs, their links lead somewhere."""
+"""Documents: their Python runs, their links resolve, their commands parse."""
 
 import importlib
 import re
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not DOCUMENTS, reason="needs a checkout")
 
 
 def python_blocks(text: str) -> str:
-    """The blocks of Python as one program, but for those under a `not run` mark."""
+    """Joins the Python blocks into one program, except those marked `not run`."""
     pattern = rf"({NOT_RUN}[^\n]*\n)?```python\n(.*?)```"
     return "\n".join(code for mark, code in re.findall(pattern, text, re.DOTALL) if not mark)
 
@@ -65,7 +65,7 @@ def test_sizes_are_those_that_the_command_prints() -> None:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The lines of a document that call our command, without comments."""
+    """Returns the command lines of `localmamba` in a document, without comments."""
     lines = re.findall(r"^(?: {4}|`)localmamba ([^#`\n]+)", text, re.MULTILINE)
     return [shlex.split(line) for line in lines]
 

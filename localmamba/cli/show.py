@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -38,9 +37,14 @@ def show(
       localmamba show directions runs/x/directions.json
       localmamba show search runs/seed-0 runs/seed-1
     """
-    draw = {"scan": _show_scans, "directions": _show_directions, "search": _show_searches}
     console = make_console()
-    for path in draw[what](names, grid, output, console):
+    if what == "scan":
+        paths = _draw_scans(names, parse_grid(grid), output)
+    elif what == "directions":
+        paths = _draw_directions(names, output)
+    else:
+        paths = _draw_searches(names, output, console)
+    for path in paths:
         console.print(path, soft_wrap=True)
 
 
@@ -52,24 +56,17 @@ def parse_grid(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _show_scans(
-    names: Sequence[str], grid: str, output: Path | None, console: Console
-) -> list[Path]:
+def _draw_scans(names: list[str], grid: tuple[int, int], output: Path | None) -> list[Path]:
     from localmamba.figures.scans import draw_scans
     from localmamba.figures.style import save_figure
 
-    del console
-    figure = draw_scans(list(names), parse_grid(grid))
-    return save_figure(figure, output or f"scan-{'-'.join(names[:4])}")
+    return save_figure(draw_scans(names, grid), output or f"scan-{'-'.join(names[:4])}")
 
 
-def _show_directions(
-    names: Sequence[str], grid: str, output: Path | None, console: Console
-) -> list[Path]:
+def _draw_directions(names: list[str], output: Path | None) -> list[Path]:
     from localmamba.figures.directions import draw_directions
     from localmamba.figures.style import save_figure
 
-    del grid, console
     paths = []
     for name in names:
         table, title, depths = load_table(name)
@@ -132,10 +129,7 @@ def _model_directions(name: str) -> tuple[list[list[str]], tuple[int, ...]]:
     return directions, tuple(map(len, depths))
 
 
-def _show_searches(
-    names: Sequence[str], grid: str, output: Path | None, console: Console
-) -> list[Path]:
-    del grid
+def _draw_searches(names: list[str], output: Path | None, console: Console) -> list[Path]:
     folders = [Path(name) for name in names]
     choices = [Choice.load(folder / "directions.json") for folder in folders]
     for choice in choices:

@@ -1,4 +1,4 @@
-"""train, evaluate, predict as a user runs them."""
+"""Commands train, evaluate and predict, run as by a user."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 
 def accuracy(out: str) -> float:
-    """The accuracy in a table of results."""
+    """Parses the accuracy in a table of results."""
     return float(re.search(r"(\d+\.\d\d)\s+\d+\.\d{4}\s+\d+\s*$", out, re.MULTILINE)[1])
 
 

@@ -1,4 +1,4 @@
-"""From images to batches: sizes, augmentation, determinism, one transform for files and arrays."""
+"""Batches of images: sizes, augmentation, determinism, equal transforms of files and arrays."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Data sets by name and from folders, and what a folder that cannot be used is told."""
+"""Data sets by name and from folders, and the errors of unusable folders."""
 
 import gzip
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_digits_hold_out_a_fixed_fifth_of_every_class():
     assert np.all(np.abs(shares - 0.2) < 0.01)
     again = load_source("digits", ImageSettings(split_seed=5)).split("test")
     assert np.array_equal(test.images, again.images)
-    # No image is on both sides.
+    # No image is in both splits.
     seen = {image.tobytes() for image in train.images}
     assert sum(image.tobytes() in seen for image in test.images) == 0
 
@@ -152,7 +152,7 @@ def test_unknown_fashion_folder_says_where_it_looked(tmp_path, monkeypatch):
 
 @pytest.fixture
 def broken(tmp_path) -> Path:
-    """Four good images a class; in class a also a cut JPEG and a text with an image's name."""
+    """Folder of four good images per class; class a also has a truncated JPEG and a text file."""
     write_classes(tmp_path, {"a": 4, "b": 4})
     whole = write_image(tmp_path / "a" / "cut.jpg", size=200).read_bytes()
     (tmp_path / "a" / "cut.jpg").write_bytes(whole[: len(whole) // 2])

@@ -1,4 +1,4 @@
-"""Figures show what they are given: cells, paths and lines are counted, not looked at."""
+"""Figures contain the cells, paths, lines and texts of their data."""
 
 import numpy as np
 import pytest
