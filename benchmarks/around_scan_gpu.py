@@ -1,19 +1,18 @@
-"""Times the kernels around the scan on a GPU, one by one, beside what memory allows.
+"""Times the kernels around the scan on a GPU, beside the limit of memory bandwidth.
 
     python benchmarks/around_scan_gpu.py [--shapes vim vmamba1 ...] [--dtype bfloat16]
 
-Norms of tokens, SS2D's convolution, SCAttn and the sum over directions, forward and backward, for
-the blocks of LocalVim-T (vim) and LocalVMamba-T's stages. Medians of CUDA-event timings after
-warm-up, with an empty L2 cache. `floor` counts what a kernel must read and write once, at the rate
-that a copy reaches here. The last line adds up the blocks of a training step of LocalVMamba-T.
+Token norms, SS2D's convolution, SCAttn and the sum over directions, forward and backward, for the
+blocks of LocalVim-T (vim) and the stages of LocalVMamba-T. Medians of CUDA-event timings after
+warm-up, with a flushed L2 cache. `floor` is the time to read inputs and write outputs once at the
+bandwidth of a copy. The last line sums the blocks of a training step of LocalVMamba-T.
 """
 
 import argparse
-import statistics
 from collections.abc import Callable
 
 import torch
-import triton
+import triton.testing
 from scan_gpu import SHAPES
 from torch import Tensor
 
@@ -23,42 +22,27 @@ from localmamba.ops.cuda.join_backward import _branch_backward, _sum_backward
 
 DIRECTIONS = 4
 EPS = 1e-5
-L2_BYTES = 1 << 28
-"""Written between two runs: more than any GPU's L2 cache."""
-
 BLOCKS = {"vmamba1": 2, "vmamba2": 2, "vmamba3": 9, "vmamba4": 2}
-"""Of LocalVMamba-T, by stage."""
+"""Number of blocks in each stage of LocalVMamba-T."""
 
 Timed = dict[str, tuple[Callable[[], object], int]]
-"""What is timed, and the bytes that it must move."""
+"""Functions to time, and the bytes that each must move."""
 
 
-def median_ms(function: Callable[[], object], repeats: int = 20) -> float:
-    """Median time of a call in ms, after warm-up; the L2 cache holds none of its inputs."""
-    for _ in range(3):
-        function()
-    flush = torch.empty(L2_BYTES, dtype=torch.uint8, device="cuda")
-    pairs = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.zero_()
-        start.record()
-        function()
-        end.record()
-        pairs.append((start, end))
-    torch.cuda.synchronize()
-    return statistics.median(start.elapsed_time(end) for start, end in pairs)
+def median_ms(function: Callable[[], object]) -> float:
+    """Returns the median time of a call in ms, after warm-up and with a flushed L2 cache."""
+    return triton.testing.do_bench(function, return_mode="median")
 
 
 def copy_rate() -> float:
-    """Bytes that a copy moves in a ms, read and written."""
+    """Returns the bandwidth of a copy in bytes per ms, reads and writes."""
     x = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     y = torch.empty_like(x)
     return 2 * x.numel() / median_ms(lambda: y.copy_(x))
 
 
 def size(*tensors: Tensor) -> int:
-    """Bytes."""
+    """Returns the size in bytes."""
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
@@ -67,7 +51,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def norms(batch: int, tokens: int, channels: int, centred: bool, dtype: torch.dtype) -> Timed:
-    """Of the stream before a block: LayerNorm with stochastic depth, or RMSNorm."""
+    """Norm of the residual stream: LayerNorm with stochastic depth, or RMSNorm."""
     hidden, dnormed = (random(batch, tokens, channels, dtype=dtype) for _ in range(2))
     residual, dstream = (random(batch, tokens, channels) for _ in range(2))
     weight, bias = random(channels), random(channels) if centred else None
@@ -87,19 +71,19 @@ def norms(batch: int, tokens: int, channels: int, centred: bool, dtype: torch.dt
 
 
 def convolutions(batch: int, height: int, width: int, channels: int, dtype: torch.dtype) -> Timed:
-    """SS2D's: x is half of what the projection before it makes."""
+    """SS2D's convolution; x is one half of the output of the projection."""
     x = random(batch, height, width, 2 * channels, dtype=dtype)[..., :channels]
     dy = random(batch, height, width, channels, dtype=dtype)
     weight, bias = random(channels, 1, 3, 3), random(channels)
     return {
         "conv": (lambda: kernels.depthwise_forward(x, weight, bias), 2 * size(dy)),
-        # Two kernels: back through SiLU, then through the convolution.
+        # Two kernels: backward of SiLU, then of the convolution.
         "conv backward": (lambda: kernels.depthwise_backward(dy, x, weight, bias), 5 * size(dy)),
     }
 
 
 def joins(batch: int, tokens: int, channels: int, gate_first: bool, dtype: torch.dtype) -> Timed:
-    """SCAttn's pooling and the sum: LocalVim's gate in the former, LocalVMamba's after a norm."""
+    """SCAttn's pooling and weighted sum; LocalVim gates the former, LocalVMamba norms and gates."""
     y = random(batch, DIRECTIONS, tokens, channels, dtype=dtype)
     z, dsum = (random(batch, tokens, channels, dtype=dtype) for _ in range(2))
     weights, dmeans = (random(batch, DIRECTIONS, channels) for _ in range(2))
@@ -118,7 +102,7 @@ def joins(batch: int, tokens: int, channels: int, gate_first: bool, dtype: torch
             2 * outputs + size(dsum) + 2 * (size(z) - gates),
         ),
     }
-    if not gate_first:  # with neither norm nor gate after it, the sum's gradient is there
+    if not gate_first:  # without norm and gate, the sum's gradient is given
         timed["sum backward"] = (
             lambda: _sum_backward(dsum, y, weights, None, last, *norm, EPS),
             outputs + 2 * size(dsum) + 2 * gates,
@@ -127,7 +111,7 @@ def joins(batch: int, tokens: int, channels: int, gate_first: bool, dtype: torch
 
 
 def measure(name: str, dtype: torch.dtype, rate: float) -> dict[str, tuple[float, float]]:
-    """Time and floor in ms of every kernel at a shape."""
+    """Measures time and floor of every kernel at a shape, in ms."""
     batch, channels, height, width, grid_order = SHAPES[name]
     tokens = height * width
     timed = norms(batch, tokens, channels // 2, grid_order, dtype)

@@ -2,7 +2,7 @@
 
     python benchmarks/draw_results.py [FOLDER]
 
-FOLDER takes the figures; docs/images unless given.
+FOLDER is where to write the figures; docs/images by default.
 """
 
 import sys
@@ -19,11 +19,11 @@ FIGURES = {
     "h200_same_batch": ("h200_same_batch",),
     "h200_same_tokens": ("h200_same_tokens",),
 }
-"""Of each figure, the tables that it shows; from a second one, what the first has been cut off."""
+"""Tables of each figure; a second one fills in measurements that the first lacks."""
 
 
 def _added(results: list[Result], more: list[Result]) -> list[Result]:
-    """What the models of the first table lack and another measured in the same way."""
+    """Returns measurements in `more` that `results` lacks, of its models, batch and size."""
     models = {result.setting.model for result in results}
     like = results[0].setting
     there = {(result.setting.model, result.setting.mode) for result in results}

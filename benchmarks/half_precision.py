@@ -1,12 +1,12 @@
-"""Trains a model on digits in half precision, and compares its gradients with float32's.
+"""Trains a model on digits in half precision and compares its gradients with float32.
 
     python benchmarks/half_precision.py [--model localvmamba_tiny] [--dtype bfloat16] [--seed 0]
 
-With a large learning rate and no warm-up; tests/cuda/test_cuda_training.py runs the same steps.
-Prints the mean loss of every 20 of them; and, before those named by `--compare`, how far the
-half-precision features and gradients of the weights at hand are from float32's (norm of the
-difference over norm; the median is over parameters), what rounding the weights alone would do, and
-the largest output of a scan.
+Uses a large learning rate without warm-up; tests/cuda/test_cuda_training.py runs the same steps.
+Prints the mean loss of every 20 steps and, before the steps of `--compare`, the relative error of
+half-precision features and gradients against float32 at the current weights (norm of the
+difference over norm; median over parameters), the error due to rounding the weights alone, and the
+largest output of a scan.
 """
 
 import argparse
@@ -23,13 +23,13 @@ import localmamba  # noqa: F401 - registers the models
 from localmamba.layers.s6 import S6Branches
 
 SIZE, BATCH, LEARNING_RATE, WINDOW = 64, 32, 3e-3, 20
-"""The learning rate is six times what these models are trained with."""
+"""The learning rate is six times that of these models' recipes."""
 FLOAT16_SCALE = 2.0**10
-"""Of the loss, where gradients are compared: smaller ones would be cut off."""
+"""Loss scale when comparing gradients, which would underflow without it."""
 
 
 class Digits:
-    """Handwritten digits, 8 x 8, enlarged so that a crop of SIZE loses an eighth of each side."""
+    """Handwritten digits, 8 x 8, resized to 9/8 of SIZE for random crops."""
 
     def __init__(self, seed: int, device: str) -> None:
         data = load_digits()
@@ -51,7 +51,7 @@ class Digits:
 def gradients(
     model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
-    """Features and the gradients of all parameters, without stochastic depth."""
+    """Returns features and the gradients of all parameters, without stochastic depth."""
     model.eval().zero_grad()
     with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
         features = model.forward_features(images)
@@ -64,7 +64,7 @@ def gradients(
 
 
 def differences(found: tuple[Tensor, list[Tensor]], exact: tuple[Tensor, list[Tensor]]) -> str:
-    """Of features and gradients from float32's, relative."""
+    """Formats the relative errors of features and gradients."""
     features = (found[0] - exact[0]).norm() / exact[0].norm()
     sizes = torch.stack([x.norm() for x in exact[1]])
     apart = torch.stack([(x - y).norm() for x, y in zip(found[1], exact[1], strict=True)])
@@ -74,7 +74,7 @@ def differences(found: tuple[Tensor, list[Tensor]], exact: tuple[Tensor, list[Te
 
 
 def compare(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype) -> None:
-    """Prints what half precision does to the gradients at these weights."""
+    """Prints the errors of half precision at the current weights."""
     largest = [0.0]
 
     def note(_module, _inputs, output):
@@ -96,7 +96,7 @@ def compare(model: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dtype
 def train(
     name: str, dtype: torch.dtype, seed: int, steps: int, device: str, compared: Sequence[int] = ()
 ) -> Iterator[Tensor]:
-    """The loss of every step; prints what half precision does at the steps to be compared."""
+    """Trains and yields the loss of every step; prints errors before the compared steps."""
     torch.manual_seed(seed)
     model = timm.create_model(name, img_size=SIZE, num_classes=10).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)

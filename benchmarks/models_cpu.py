@@ -2,7 +2,7 @@
 
     python benchmarks/models_cpu.py [FOLDER]
 
-One image at a time for inference, eight for training. Nothing else may run on the machine.
+Batch 1 for inference, 8 for training. Run it on an idle machine.
 """
 
 import sys
@@ -14,7 +14,7 @@ MODELS = ["deit_tiny_patch16_224", "localvim_tiny", "localvmamba_tiny"]
 
 
 def main(folder: Path) -> None:
-    """Writes <folder>/inference and <folder>/training, each with a CSV and a figure."""
+    """Writes a CSV and a figure to <folder>/inference and <folder>/training."""
     for mode, batch in (("inference", 1), ("training", 8)):
         bench(MODELS, mode=mode, batch=batch, threads=2, seconds=10, output=folder / mode)
 

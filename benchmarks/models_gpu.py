@@ -2,13 +2,13 @@
 
     python benchmarks/models_gpu.py [FOLDER] [PART ...]
 
-In bfloat16 autocast; training is forward and backward without an optimiser. The parts, all of them
-unless some are named:
+In bfloat16 autocast; training is forward and backward without an optimiser step. Parts, by default
+all:
 
     eager         batch 128 at 224 x 224, kernels launched from Python
-    graph         the same, replayed as CUDA graphs
-    same_batch    32 images of 224 to 1024 pixels, inference, as CUDA graphs
-    same_tokens   224 to 1024 pixels with about as many tokens in each batch, as CUDA graphs
+    graph         the same, as CUDA graphs
+    same_batch    batch 32 at 224 to 1024 pixels, inference, as CUDA graphs
+    same_tokens   224 to 1024 pixels at about the same number of tokens per batch, as CUDA graphs
 """
 
 import sys
@@ -40,7 +40,7 @@ PARTS = {
 
 
 def main(folder: Path, parts: list[str]) -> None:
-    """Writes a folder for each part, with a CSV and a figure."""
+    """Writes a folder with a CSV and a figure for each part."""
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         sys.exit(f"parts are {', '.join(PARTS)}, got {', '.join(unknown)}")

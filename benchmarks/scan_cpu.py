@@ -2,8 +2,8 @@
 
     python benchmarks/scan_cpu.py [--shapes vim vmamba1 ...] [--threads 2] [--repeats 30]
 
-Medians of wall-clock times after warm-up, in ms, and the reference's time over the kernels'. The
-reference's backward pass is autograd through its forward pass.
+Medians of wall-clock times in ms after warm-up, and their ratio. The backward pass of the reference
+is autograd through its forward pass.
 """
 
 import argparse
@@ -11,12 +11,11 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import numba
 import torch
 from torch import Tensor
 
+from localmamba.benchmark import describe_machine
 from localmamba.ops import scan_index, selective_scan
 from localmamba.ops.reference import selective_scan_reference
 
@@ -34,7 +33,7 @@ STATES = 16
 
 
 def scan_inputs(shape: str) -> dict[str, Tensor]:
-    """Arguments of `selective_scan` for a shape, with step sizes as at initialisation."""
+    """Returns the arguments of `selective_scan` for a shape, with initial step sizes."""
     batch, channels, height, width, grid_order = SHAPES[shape]
     torch.manual_seed(0)
     index = scan_index(torch.empty(0), DIRECTIONS, height, width)
@@ -55,7 +54,7 @@ def scan_inputs(shape: str) -> dict[str, Tensor]:
 
 
 def median_ms(function: Callable[[], object], repeats: int) -> float:
-    """Median time of a call in ms, after one call that may compile."""
+    """Returns the median time of a call in ms, after one call that may compile."""
     function()
     times = []
     for _ in range(repeats):
@@ -68,7 +67,7 @@ def median_ms(function: Callable[[], object], repeats: int) -> float:
 def forward_and_backward_ms(
     scan: Callable[..., Tensor], inputs: dict[str, Tensor], repeats: int
 ) -> tuple[float, float]:
-    """Times of a forward pass without gradients, and of a backward pass alone."""
+    """Times a forward pass without gradients, and a backward pass alone."""
     with torch.no_grad():
         forward = median_ms(lambda: scan(**inputs), repeats)
     y = scan(**inputs)
@@ -78,29 +77,20 @@ def forward_and_backward_ms(
     return forward, backward
 
 
-def processor() -> str:
-    """The processor's name, as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line for line in lines if line.startswith("model name")]
-    return names[0].split(":")[1].strip() if names else platform.processor()
-
-
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=30, help="of the kernels")
-    parser.add_argument("--reference-repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=30, help="timed calls of the kernels")
+    parser.add_argument("--reference-repeats", type=int, default=5, help="of the reference")
     options = parser.parse_args()
     if options.threads < 1:
         parser.error(f"threads must be at least 1, got {options.threads}")
     torch.set_num_threads(options.threads)
-    print(f"{processor()}, {options.threads} threads, float32, K {len(DIRECTIONS)}, N {STATES}")
-    print(
-        f"torch {torch.__version__}, numba {numba.__version__}, Python {platform.python_version()}"
-    )
+    machine = ", ".join(f"{key} {value}" for key, value in describe_machine("cpu").items())
+    print(f"{machine}, Python {platform.python_version()}")
+    print(f"float32, K {len(DIRECTIONS)}, N {STATES}")
     print(f"{'shape':8s} {'B x L x D':>14s}  {'pass':8s} {'kernel':>9s} {'reference':>10s}  ratio")
     for name in options.shapes:
         batch, channels, height, width, _ = SHAPES[name]

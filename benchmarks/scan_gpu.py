@@ -1,10 +1,10 @@
-"""Times the selective scan on a GPU: forward and backward, kernel by kernel and shape by shape.
+"""Times the forward and backward kernels of the selective scan on a GPU.
 
     python benchmarks/scan_gpu.py [--shapes vim vmamba1 ...] [--dtype bfloat16]
 
-Medians of CUDA-event timings after warm-up. `floor` is what the special-function units allow: one
-exponential per state and step in the forward pass, two in the backward pass (the kernel takes
-three there: docs/performance.md).
+Medians of CUDA-event timings after warm-up. `floor` is the limit of the special-function units for
+one exponential per state and step in the forward pass and two in the backward pass (the kernel
+computes three: docs/performance.md).
 """
 
 import argparse
@@ -29,7 +29,7 @@ DIRECTIONS = ["h", "v_flip", CANDIDATES[4], "w7_flip"]
 
 
 def median_ms(function, repeats: int = 9, calls: int = 5) -> float:
-    """Median time of a call in ms, by CUDA events around a few calls, after warm-up."""
+    """Returns the median time of a call in ms, by CUDA events around `calls` calls."""
     for _ in range(3):
         function()
     times = []
@@ -45,7 +45,7 @@ def median_ms(function, repeats: int = 9, calls: int = 5) -> float:
 
 
 def scan_inputs(name: str, dtype: torch.dtype, states: int = 16):
-    """Arguments of `scan_forward` for a shape: typical step sizes, K = 4."""
+    """Returns the arguments of `scan_forward` for a shape, with typical step sizes and K = 4."""
     batch, channels, height, width, grid_order = SHAPES[name]
     generator = torch.Generator("cuda").manual_seed(0)
 
@@ -74,7 +74,7 @@ def scan_inputs(name: str, dtype: torch.dtype, states: int = 16):
 
 
 def measure(name: str, dtype: torch.dtype) -> dict[str, float]:
-    """Forward (with kept states) and backward time of a shape, and its floor, in ms."""
+    """Measures forward (with saved states) and backward time of a shape, and its floor, in ms."""
     arguments = scan_inputs(name, dtype)
     kernels = backend(arguments[0])
     y, states = kernels.scan_forward(*arguments, True)

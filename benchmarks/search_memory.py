@@ -2,10 +2,10 @@
 
     PYTHONPATH=. python benchmarks/search_memory.py [--batch 64] [--output runs/search_memory.json]
 
-The paper (section 4.2) says 28 GB for that size and names neither batch nor image size. Here: the
-LocalVim supernet of width 128, 224 x 224 images, bfloat16 autocast, AdamW with float32 states.
-Memory is the most that was allocated in a whole step, weights and optimiser included; in a sampled
-strategy a step in which alpha learns too. Quality: the study of benchmarks/fashion_mnist.
+The paper (section 4.2) reports 28 GB for that size, without batch or image size. Here: the LocalVim
+supernet of width 128, 224 x 224 images, bfloat16 autocast, AdamW with float32 states. Memory is the
+peak of allocated memory in a step, including weights and optimiser state; for sampled strategies,
+in a step that updates alpha too. For quality see benchmarks/fashion_mnist.
 """
 
 import argparse
@@ -34,12 +34,12 @@ CLASSES = 1000
 
 @dataclass(frozen=True)
 class Case:
-    """One way to run a search step.
+    """A configuration of a search step.
 
     Attributes:
-        strategy: A name in `localmamba.search.STRATEGIES`.
-        at_once: Directions of a block at a time, 0 for all.
-        checkpointing: Whether blocks are run again in the backward pass.
+        strategy: Name in `localmamba.search.STRATEGIES`.
+        at_once: Number of directions per chunk, 0 for all.
+        checkpointing: Whether to recompute blocks in the backward pass.
     """
 
     strategy: str
@@ -59,9 +59,9 @@ CASES = (
 
 
 def many_directions(count: int) -> list[str]:
-    """So many directions that read a 14 x 14 grid in different orders, each before its flip.
+    """Returns `count` directions of different orders on a 14 x 14 grid, each before its flip.
 
-    Rows, columns and the other orders, then the windows that need the least padding.
+    Rows, columns and the other orders come first, then windows by increasing padding.
     """
     sides = range(1, 15)
     windows = [f"w{h}x{w}" for h in sides for w in sides]
@@ -74,15 +74,15 @@ def many_directions(count: int) -> list[str]:
 
 
 def measure(case: Case, batch: int, timed: int) -> dict:
-    """Gigabytes, and seconds of a step, of one case."""
-    gc.collect()  # hooks of the case before hold its model in a circle
+    """Measures gigabytes and seconds per step of a case."""
+    gc.collect()  # hooks of the previous case hold its model in a reference cycle
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     torch.manual_seed(0)
     candidates = many_directions(CANDIDATES)
-    weighed = case.strategy != "single_path"
+    weighted = case.strategy != "single_path"
     with torch.device("cuda"):
-        model = timm.create_model("localvim_search", directions=candidates, search=weighed)
+        model = timm.create_model("localvim_search", directions=candidates, search=weighted)
     settings = SearchSettings(keep=KEEP, choice_warmup=0.0)
     strategy = make_strategy(case.strategy, model, settings)
     model.cuda().set_grad_checkpointing(case.checkpointing)
@@ -110,7 +110,7 @@ def measure(case: Case, batch: int, timed: int) -> dict:
 
 
 def time_of(step, timed: int) -> float:
-    """Seconds of a step, after warm-up; resets the count of peak memory in between."""
+    """Returns seconds per step after warm-up; resets the peak memory statistics before timing."""
     for _ in range(2):
         step()
     torch.cuda.synchronize()
@@ -123,10 +123,10 @@ def time_of(step, timed: int) -> float:
 
 
 def main() -> None:
-    """Prints a line for each case and writes all of them."""
+    """Prints a line per case and writes all of them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--timed", type=int, default=3, help="steps that are timed")
+    parser.add_argument("--timed", type=int, default=3, help="number of timed steps")
     parser.add_argument("--output", type=Path, default=Path("runs/search_memory.json"))
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

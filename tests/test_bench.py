@@ -1,4 +1,4 @@
-"""`localmamba bench`: what is measured, how it is reported, what happens when a model fails."""
+"""`localmamba bench`: measurements, reports, failing models."""
 
 import csv
 from dataclasses import replace
@@ -16,9 +16,10 @@ from localmamba.benchmark import (
     read_csv,
     write_csv,
 )
-from localmamba.benchmark.measure import Workload, create_model, median_milliseconds
+from localmamba.benchmark.measure import Workload, median_milliseconds
 from localmamba.benchmark.report import relative_times
 from localmamba.cli.bench import bench, plan
+from localmamba.tasks.building import build_model
 
 SMALL, OTHER = "test_vit", "test_resnet"
 
@@ -59,7 +60,7 @@ def test_inference_step_keeps_no_gradient() -> None:
 
 
 def test_memory_is_what_the_step_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that makes an array of 64 MiB beside one of 32 MiB takes 96 MiB above the weights."""
+    """A step that allocates 64 MiB and then 32 MiB peaks at 96 MiB above the weights."""
 
     def step(_: Workload) -> None:
         big = torch.zeros(64, 2**18)
@@ -153,7 +154,7 @@ def test_times_are_compared_per_image_within_mode_and_size() -> None:
 @pytest.mark.parametrize(("name", "size"), [(SMALL, 64), (OTHER, 64), ("localvmamba_tiny", 64)])
 def test_models_are_made_for_their_size(name: str, size: int) -> None:
     with torch.device("meta"):
-        model = create_model(name, size).eval()
+        model = build_model(name, {"img_size": size}).eval()
         assert model(torch.empty(1, 3, size, size)).shape == (1, 1000)
 
 
@@ -191,7 +192,7 @@ def test_csv_is_read_as_it_was_written(tmp_path) -> None:
 
 def test_other_tables_are_refused(tmp_path) -> None:
     (tmp_path / "other.csv").write_text("epoch,loss\n1,2.0\n")
-    with pytest.raises(ValueError, match=r"other\.csv is no table of `localmamba bench`"):
+    with pytest.raises(ValueError, match=r"other\.csv is not a table of `localmamba bench`"):
         read_csv(tmp_path / "other.csv")
 
 

@@ -1,11 +1,10 @@
-"""The documents keep their word: their Python runs, their links lead somewhere."""
+"""Documents: their Python runs, their links resolve, their commands parse."""
 
 import importlib
 import re
 import shlex
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.skipif(not DOCUMENTS, reason="needs a checkout")
 
 
 def python_blocks(text: str) -> str:
-    """The blocks of Python as one program, but for those under a `not run` mark."""
+    """Joins the Python blocks into one program, except those marked `not run`."""
     pattern = rf"({NOT_RUN}[^\n]*\n)?```python\n(.*?)```"
     return "\n".join(code for mark, code in re.findall(pattern, text, re.DOTALL) if not mark)
 
@@ -54,15 +53,6 @@ def test_links_lead_somewhere(document: Path) -> None:
     assert not missing
 
 
-def test_every_dependency_has_its_reason() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    names = {re.split(r"[\[<>=;]", entry)[0] for group in groups for entry in group}
-    listed = re.findall(r"^\| ([\w, -]+) \|", (ROOT / "docs/dependencies.md").read_text(), re.M)
-    explained = {name.strip() for row in listed for name in row.split(",")}
-    assert names - {"localmamba"} <= explained
-
-
 def test_sizes_are_those_that_the_command_prints() -> None:
     row = r"^\| `(\w+)` \| ([\d,]+) \| ([\d.]+) G \| ([\d.]+) G \|"
     rows = re.findall(row, (ROOT / "README.md").read_text(), re.MULTILINE)
@@ -75,7 +65,7 @@ def test_sizes_are_those_that_the_command_prints() -> None:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The lines of a document that call our command, without comments."""
+    """Returns the command lines of `localmamba` in a document, without comments."""
     lines = re.findall(r"^(?: {4}|`)localmamba ([^#`\n]+)", text, re.MULTILINE)
     return [shlex.split(line) for line in lines]
 

@@ -1,4 +1,4 @@
-"""The study on Fashion-MNIST from end to end, on noise and at its smallest size."""
+"""The study on Fashion-MNIST end to end, on noise at minimum size."""
 
 import json
 import runpy
@@ -30,7 +30,7 @@ def run(*words: object) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """What prepare.py writes, of noise."""
+    """File in the format of prepare.py, of noise."""
     path = tmp_path_factory.mktemp("data") / "noise.npz"
     draw = np.random.default_rng(0)
     arrays = {}
@@ -43,7 +43,7 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def study(images, tmp_path_factory) -> Path:
-    """The folder of a study of three arms, one of them searched."""
+    """Output folder of a study of three arms, one of them searched."""
     folder = tmp_path_factory.mktemp("study")
     done = run("--data", images, "--output", folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -95,7 +95,7 @@ def test_a_study_goes_on_where_it_was_cut_and_past_failures(study, images, tmp_p
         for line, record in zip(lines, records_of(study), strict=True)
         if (record["kind"], record["what"], record["seed"]) not in lacking
     ]
-    earlier.write_text("".join(kept) + lines[0][:40])  # a line that was being written
+    earlier.write_text("".join(kept) + lines[0][:40])  # a truncated line
     arrays = dict(np.load(images))
     arrays["test_labels"] = arrays["test_labels"][:-1]  # evaluation fails, a search does not
     np.savez(tmp_path / "bad.npz", **arrays)

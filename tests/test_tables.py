@@ -1,4 +1,4 @@
-"""Tables 1 and 2: exact parameters, multiply-adds by the paper's rule and by the honest one."""
+"""Tables 1 and 2: exact parameters, multiply-adds by the paper's rule and by the complete one."""
 
 import csv
 from functools import cache
@@ -52,7 +52,7 @@ def test_honest_count_of_localvim(model: str, printed: str) -> None:
 
 
 def localvim_by_hand(width: int, tokens: int, directions: int, times: int) -> int:
-    """A block's multiply-adds, with `times` runs of convolution, x_proj and dt_proj."""
+    """Counts a LocalVim block with `times` runs of convolution, x_proj and dt_proj."""
     inner, rank, states, taps = 2 * width, width // 16, 16, 4
     projections = tokens * (3 * width * inner)  # in_proj and out_proj
     per_direction = tokens * inner * (taps + rank + 2 * states + rank)
@@ -72,7 +72,7 @@ def test_localvim_count_is_the_sum_of_its_parts(rule: str, times: int) -> None:
 def vmamba_block_by_hand(
     width: int, tokens: int, per_state: int, per_channel: int, norm: int
 ) -> int:
-    """A block of VMamba: `norm` operations a value of its two layer norms."""
+    """Counts a VMamba block with `norm` operations per value of its two layer norms."""
     inner, rank, states = 2 * width, width // 16, 16
     projections = tokens * 3 * width * inner
     conv = tokens * inner * 9
@@ -96,7 +96,7 @@ def test_vmamba_count_is_the_sum_of_its_parts(rule: str, scan: tuple, norm: int)
 
 
 def test_honest_count_takes_padding() -> None:
-    """Windows of 2 pad a grid of 7 x 7 to 64 steps, which all directions of a block then take."""
+    """Windows of 2 pad a grid of 7 x 7 to 64 steps for all directions of a block."""
     padded, bare = (
         count_multiply_adds(abstract_model("localvim_tiny_nosearch"), size) for size in (112, 128)
     )

@@ -1,4 +1,4 @@
-"""What the study compares, and with which sizes."""
+"""Arms and sizes of the study."""
 
 from dataclasses import dataclass
 
@@ -12,24 +12,24 @@ KEEP = 4
 
 @dataclass(frozen=True)
 class Setup:
-    """Sizes that all runs share.
+    """Sizes shared by all runs.
 
     Attributes:
-        depth: Blocks.
-        width: Channels C.
-        states: States N of a channel; 16 as in the paper.
+        depth: Number of blocks.
+        width: Number of channels C.
+        states: Number of states N per channel; 16 as in the paper.
         patch: Side of a patch; 2 gives the paper's grid of 14 x 14 tokens.
-        batch: Images in a step.
-        epochs: Passes over the training images, of every arm.
-        search_epochs: The same, of every search.
-        lr: Largest learning rate: linear warm-up over a tenth of the training, then a cosine.
-        weight_decay: Of AdamW.
-        label_smoothing: In training.
-        images: Training images that are used; 60,000 are all.
-        population: Of the evolution of single_path.
-        generations: Of the same.
-        cost_batch: Images in a step whose time and memory are measured: so many that the GPU has
-            more to do than Python, which prepares its work.
+        batch: Number of images per step.
+        epochs: Epochs of every training.
+        search_epochs: Epochs of every search.
+        lr: Maximum learning rate: linear warm-up over a tenth of the steps, then cosine decay.
+        weight_decay: Weight decay of AdamW.
+        label_smoothing: Label smoothing in training.
+        images: Number of training images used, of 60,000.
+        population: Population of the evolutionary search of single_path.
+        generations: Generations of the same.
+        cost_batch: Number of images per step when measuring cost, large enough that the GPU and
+            not Python limits the speed.
     """
 
     depth: int = 6
@@ -50,14 +50,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing that is compared.
+    """A configuration to compare.
 
     Attributes:
-        name: In results.
-        label: In tables.
-        scattn: Of the model.
-        directions: Of every block; empty where they differ from block to block.
-        search: The strategy that finds them, if any.
+        name: Name in the results.
+        label: Label in tables.
+        scattn: SCAttn variant of the model.
+        directions: Directions of every block; empty if blocks differ.
+        search: Strategy that searches the directions, if any.
     """
 
     name: str
@@ -67,12 +67,12 @@ class Arm:
     search: str | None = None
 
     def table(self, setup: Setup, seed: int, found: list[list[str]] | None) -> list[list[str]]:
-        """The directions of each block.
+        """Returns the directions of each block.
 
         Args:
-            setup: Sizes.
-            seed: Of the run; decides a random choice.
-            found: What the search of this seed found, for an arm that needs it.
+            setup: Sizes of the study.
+            seed: Seed of the run; determines a random choice.
+            found: Result of this seed's search, for an arm that needs it.
         """
         if self.directions:
             return [list(self.directions)] * setup.depth
@@ -83,14 +83,14 @@ class Arm:
 
 
 def random(depth: int, seed: int) -> list[list[str]]:
-    """Four of the paper's eight directions for each block, drawn anew for each seed."""
+    """Samples four of the paper's eight directions for each block."""
     draw = np.random.default_rng([seed, depth])
     rows = [np.sort(draw.choice(len(CANDIDATES), KEEP, replace=False)) for _ in range(depth)]
     return [[CANDIDATES[i] for i in row] for row in rows]
 
 
 def released(depth: int) -> list[list[str]]:
-    """The released directions of LocalVim's 20 blocks, taken at `depth` even steps."""
+    """Returns the released directions of LocalVim's 20 blocks at `depth` evenly spaced blocks."""
     table = searched_directions("localvim_tiny")
     return [table[i] for i in np.linspace(0, len(table) - 1, depth).round().astype(int)]
 
@@ -116,6 +116,6 @@ ARMS = (
     Arm("searched_binary_gates", "searched (binary gates)", search="binary_gates"),
     Arm("searched_partial_channels", "searched (partial channels)", search="partial_channels"),
 )
-"""The arms after the first three have SCAttn, `channel` where nothing else is said."""
+"""The first three arms have no SCAttn; the others have `channel` unless stated."""
 
 BASELINE = ARMS[0]

@@ -1,8 +1,8 @@
-"""Packs Fashion-MNIST into one file that travels to a machine without network.
+"""Packs Fashion-MNIST into one file, for machines without network.
 
     python benchmarks/fashion_mnist/prepare.py [runs/fashion_mnist.npz]
 
-The images come from the Debian package dataset-fashion-mnist, or else from torchvision's download.
+Uses the Debian package dataset-fashion-mnist if installed, else torchvision's download.
 """
 
 import sys

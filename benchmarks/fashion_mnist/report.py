@@ -1,8 +1,8 @@
-"""From the results of study.py to docs/results/fashion_mnist.md, its figures and its JSON.
+"""Writes docs/results/fashion_mnist.md, its figures and JSON from the results of study.py.
 
     PYTHONPATH=. python benchmarks/fashion_mnist/report.py runs/study/results.jsonl [--seeds 5]
 
-Every figure in the page comes from the records; nothing is typed in.
+Every number in the page comes from the records.
 """
 
 import argparse
@@ -35,7 +35,7 @@ Records = dict[tuple[str, str], dict[int, dict]]
 
 
 class Test(NamedTuple):
-    """A paired t-test over seeds: mean and deviation of the differences, p of two sides, seeds."""
+    """Two-sided paired t-test: mean and deviation of the differences, p, number of seeds."""
 
     gap: float
     deviation: float
@@ -44,7 +44,7 @@ class Test(NamedTuple):
 
 
 def read(path: Path) -> Records:
-    """The records of a results file; ValueError if they are of several setups."""
+    """Reads a results file; ValueError unless all records have one setup."""
     records: Records = defaultdict(dict)
     for record in read_records(path):
         records[record["kind"], record["what"]][record["seed"]] = record
@@ -55,12 +55,12 @@ def read(path: Path) -> Records:
 
 
 def every(records: Records) -> Iterator[dict]:
-    """All records."""
+    """Iterates over all records."""
     return (record for found in records.values() for record in found.values())
 
 
 def machines(records: Iterable[dict]) -> str:
-    """The devices and versions of these records, each once."""
+    """Lists the distinct devices and versions of records."""
     texts = (
         ", ".join(
             value if key == "device" else f"{key} {value}"
@@ -72,7 +72,7 @@ def machines(records: Iterable[dict]) -> str:
 
 
 def accuracies(records: Records, arm: str) -> dict[int, float]:
-    """Test accuracy in per cent by seed."""
+    """Returns test accuracy in percent by seed."""
     return {
         seed: 100 * record["test_accuracy"]
         for seed, record in sorted(records.get(("train", arm), {}).items())
@@ -80,7 +80,7 @@ def accuracies(records: Records, arm: str) -> dict[int, float]:
 
 
 def compare(records: Records, arm: str, other: str = BASELINE.name) -> Test | None:
-    """An arm against another over the seeds that both have; None for fewer than two."""
+    """Tests an arm against another over common seeds; None for fewer than two."""
     ours, theirs = accuracies(records, arm), accuracies(records, other)
     seeds = sorted(set(ours) & set(theirs))
     if arm == other or len(seeds) < 2:
@@ -93,14 +93,14 @@ def compare(records: Records, arm: str, other: str = BASELINE.name) -> Test | No
 
 
 def shown_p(p: float) -> str:
-    """Three digits; nothing where all differences are equal."""
+    """Formats p with three digits; empty if all differences are equal."""
     if math.isnan(p):
         return ""
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def accuracy_table(records: Records) -> list[str]:
-    """A row for each arm."""
+    """Builds the table of accuracies, a row per arm."""
     lines = [
         "| arm | test accuracy, % | deviation | seeds | against rows | p, paired | parameters |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -122,7 +122,7 @@ def accuracy_table(records: Records) -> list[str]:
 
 
 def significance(records: Records) -> list[str]:
-    """Which arms differ from rows only, with and without a correction for their number."""
+    """Lists arms that differ from rows only, without and with Bonferroni correction."""
     tests = {arm.label: test for arm in ARMS if (test := compare(records, arm.name))}
     if not tests:
         return []
@@ -141,7 +141,7 @@ def significance(records: Records) -> list[str]:
 
 
 def search_table(records: Records) -> list[str]:
-    """A row for each strategy: agreement between seeds, entropy, and the time of a whole search."""
+    """Builds the table of strategies: agreement between seeds, entropy, search time."""
     chance = f"{KEEP / len(CANDIDATES):g} at random"
     lines = [
         f"| strategy | seeds | agreement of seeds ({chance}) | entropy | seconds of a search |",
@@ -160,7 +160,7 @@ def search_table(records: Records) -> list[str]:
 
 
 def cost_table(records: Records) -> list[str]:
-    """A row for each measurement that ran alone."""
+    """Builds the table of costs, a row per measurement."""
     labels = {arm.name: f"training: {arm.label}" for arm in ARMS}
     baseline = records.get(("cost", BASELINE.name), {}).get(0)
     lines = ["| step | ms | over rows only | memory, GB |", "| --- | --- | --- | --- |"]
@@ -177,7 +177,7 @@ def cost_table(records: Records) -> list[str]:
 
 
 def draw_accuracies(records: Records) -> Figure:
-    """A dot for each run, a bar at the mean of each arm."""
+    """Draws a dot per run and a bar at the mean of each arm."""
     arms = [arm for arm in ARMS if accuracies(records, arm.name)]
     figure = Figure(figsize=(8, 0.42 * len(arms) + 1.2), layout="constrained")
     axes = figure.subplots()
@@ -198,7 +198,7 @@ def draw_accuracies(records: Records) -> Figure:
 
 
 def write_figures(records: Records, folder: Path) -> list[str]:
-    """Draws what there is records for; the Markdown lines that show it."""
+    """Writes the figures that the records allow; returns Markdown lines that show them."""
     figures = {"accuracy": draw_accuracies(records)}
     found = records.get(("search", "softmax"), {})
     if found:
@@ -215,7 +215,7 @@ def write_figures(records: Records, folder: Path) -> list[str]:
 
 
 def verdict(records: Records) -> list[str]:
-    """What the study asks: searched against rows only and against no search, in the mean."""
+    """Compares the searched model with rows only and with no search."""
     lines = []
     for other, label in (
         (BASELINE.name, "rows only"),
@@ -233,7 +233,7 @@ def verdict(records: Records) -> list[str]:
 
 
 def unfinished(records: Records, seeds: int) -> list[str]:
-    """What a study that was cut short lacks, and the runs of further seeds that it has."""
+    """Lists missing runs, and counts runs of seeds beyond the first `seeds`."""
     trained = {seed for (kind, _), found in records.items() if kind == "train" for seed in found}
     expected = {seed for seed in trained if seed < seeds}
     lacking = {
@@ -248,7 +248,7 @@ def unfinished(records: Records, seeds: int) -> list[str]:
 
 
 def first_seeds(records: Records, seeds: int) -> Records:
-    """The records of so many seeds."""
+    """Selects the records of the first `seeds` seeds."""
     return {
         key: {seed: record for seed, record in found.items() if seed < seeds}
         for key, found in records.items()
@@ -256,7 +256,7 @@ def first_seeds(records: Records, seeds: int) -> Records:
 
 
 def describe(records: Records) -> list[str]:
-    """Device, versions and sizes."""
+    """Describes device, versions and sizes."""
     setup = next(every(records))["setup"]
     tokens = 28 // setup["patch"]
     rest = ", ".join(f"{name} {value}" for name, value in setup.items() if name not in WORDED)
@@ -274,18 +274,18 @@ def describe(records: Records) -> list[str]:
 
 
 WORDED = ("images", "patch", "depth", "width", "epochs", "search_epochs", "cost_batch")
-"""Sizes that the sentences of `describe` and `page` name."""
+"""Sizes that the text of `describe` and `page` mentions."""
 
 
 def options(setup: dict) -> str:
-    """The options of study.py that are not its defaults."""
+    """Returns the options of study.py that differ from the defaults."""
     usual = asdict(Setup())
     changed = {key: value for key, value in setup.items() if value != usual[key]}
     return "".join(f" --{key.replace('_', '-')} {value}" for key, value in changed.items())
 
 
 def page(records: Records, figures: list[str], notes: list[str]) -> str:
-    """The whole page; `notes` say what the records lack."""
+    """Builds the page; `notes` list missing runs."""
     setup = next(every(records))["setup"]
     seeds = max((len(found) for (kind, _), found in records.items() if kind == "train"), default=0)
     measured = [
@@ -355,7 +355,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/results"))
-    parser.add_argument("--seeds", type=int, default=sys.maxsize, help="the first so many only")
+    parser.add_argument("--seeds", type=int, default=sys.maxsize, help="number of seeds to use")
     arguments = parser.parse_args()
     if not read_records(arguments.results):
         parser.error(f"no records in {arguments.results}")

@@ -1,13 +1,13 @@
 """The paper's ablation (table 5) and its search, on Fashion-MNIST at its token grid of 14 x 14.
 
-    python benchmarks/fashion_mnist/prepare.py                      # once, where there is network
+    python benchmarks/fashion_mnist/prepare.py                      # once, with network access
     PYTHONPATH=. python benchmarks/fashion_mnist/study.py --output runs/study
     PYTHONPATH=. python benchmarks/fashion_mnist/report.py runs/study/results.jsonl
 
-Every arm is trained with every seed, several runs at a time on each GPU, since a run of this size
-does not fill one. Each result is a line of OUTPUT/results.jsonl, written as soon as it is there;
-what stands there, or in --earlier, is not run again, so that a study may be cut into pieces of
---budget-minutes. A run that fails is reported and the others go on.
+Trains every arm with every seed, several runs in parallel on each GPU, since one run of this size
+does not fill it. Appends each result to OUTPUT/results.jsonl and skips runs that are there or in
+--earlier, so that a study can be split into parts of --budget-minutes. Reports failed runs and
+continues with the others.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from records import as_line, read_records
 
 ARM = {arm.name: arm for arm in ARMS}
 COSTS = ("rows", "both", "both_channel", "both_spatial", "all")
-"""The arms whose cost is measured; that of every search is."""
+"""Arms whose cost is measured, besides every search."""
 EXAMPLE = ("searched", 0)
-"""The arm and seed whose model is kept as an example."""
+"""Arm and seed whose model is saved as an example."""
 CHECKPOINT = "model.safetensors"
 
 
@@ -42,8 +42,8 @@ class Task:
 
     Attributes:
         kind: `search`, `train` or `cost`.
-        what: A strategy or an arm.
-        seed: Of the run.
+        what: Name of a strategy or an arm.
+        seed: Seed of the run.
     """
 
     kind: str
@@ -52,25 +52,25 @@ class Task:
 
     @property
     def needs(self) -> "Task | None":
-        """The search that finds the directions of an arm."""
+        """Task of the search that gives the directions of an arm, if any."""
         if self.kind == "train" and ARM[self.what].search is not None:
             return Task("search", ARM[self.what].search, self.seed)
         return None
 
 
 def searches_of(arms: Iterable[str]) -> list[str]:
-    """The strategies that these arms need."""
+    """Returns the strategies that these arms need."""
     return list(dict.fromkeys(search for arm in arms if (search := ARM[arm].search)))
 
 
 def cost_tasks(arms: list[str]) -> Iterator[Task]:
-    """What is measured alone."""
+    """Yields the measurements of cost, which run alone."""
     for what in (*(arm for arm in COSTS if arm in arms), *searches_of(arms)):
         yield Task("cost", what)
 
 
 def seed_tasks(arms: list[str], seeds: int) -> Iterator[Task]:
-    """Seed by seed, so that what is there after any time compares all arms."""
+    """Yields searches and trainings seed by seed, so that partial results compare all arms."""
     for seed in range(seeds):
         yield from (Task("search", name, seed) for name in searches_of(arms))
         yield from (Task("train", arm, seed) for arm in arms)
@@ -79,7 +79,7 @@ def seed_tasks(arms: list[str], seeds: int) -> Iterator[Task]:
 def run_task(
     data: trials.Data, task: Task, setup: Setup, found: list | None, save: Path | None
 ) -> dict:
-    """Runs a task; the record that results.jsonl holds."""
+    """Runs a task and returns its record for results.jsonl."""
     if task.kind == "search":
         record = trials.search(data, setup, task.what, task.seed)
     elif task.kind == "cost":
@@ -92,7 +92,7 @@ def run_task(
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """The device's name, and the versions."""
+    """Returns the name of the device and the versions."""
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else device.type,
@@ -103,9 +103,9 @@ def machine(device: torch.device) -> dict[str, str]:
 
 
 def serve(pipe: Connection, device: str, path: Path, images: int) -> None:
-    """What a worker process does: runs what comes through the pipe, until the pipe is closed.
+    """Runs tasks from the pipe in a worker process, until the pipe is closed.
 
-    A run that fails ends the process, since errors of a GPU outlast the run that met them.
+    A failed run ends the process, since CUDA errors persist in it.
     """
     torch.set_num_threads(1)
     if device != "cpu":
@@ -126,12 +126,12 @@ def serve(pipe: Connection, device: str, path: Path, images: int) -> None:
 
 
 class Worker:
-    """A process that has a device and runs one task at a time.
+    """A process that runs one task at a time on a device.
 
     Args:
         device: `cuda:0` and so on, or `cpu`.
-        data: What prepare.py wrote.
-        images: Training images that are used.
+        data: File of prepare.py.
+        images: Number of training images used.
     """
 
     def __init__(self, device: str, data: Path, images: int):
@@ -145,13 +145,13 @@ class Worker:
         theirs.close()
 
     def start(self, task: Task, *order: object) -> None:
-        """Begins a task."""
+        """Sends a task to the process."""
         self.task, self.started = task, time.monotonic()
-        with suppress(BrokenPipeError):  # the process died: `finish` says so
+        with suppress(BrokenPipeError):  # the process died: `finish` reports it
             self.pipe.send((task, *order))
 
     def finish(self) -> tuple[Task, float, dict | str]:
-        """The task that is done, its seconds, and its record or the text of its error."""
+        """Receives the result: the task, its seconds, and its record or error message."""
         task, self.task = self.task, None
         assert task is not None
         try:
@@ -162,21 +162,21 @@ class Worker:
         return task, time.monotonic() - self.started, answer
 
     def stop(self) -> None:
-        """Ends the process, whatever it does."""
+        """Terminates the process."""
         self.process.terminate()
         self.process.join()
 
 
 class Results:
-    """The records, in a file of one line each.
+    """Records of the finished tasks, kept in a file.
 
     Args:
-        path: The file; it is added to.
-        earlier: Another such file, whose records count too and are copied, its example as well.
-        setup: Of all records.
+        path: Results file, appended to.
+        earlier: Results file of an earlier part, whose records and example are copied.
+        setup: Sizes of the study.
 
     Raises:
-        ValueError: If a record is of another setup.
+        ValueError: If a record has another setup.
     """
 
     def __init__(self, path: Path, earlier: Path | None, setup: Setup):
@@ -197,20 +197,20 @@ class Results:
                 shutil.copy(earlier.with_name(CHECKPOINT), example)
 
     def add(self, task: Task, record: dict) -> None:
-        """Keeps a record, on the disk too."""
+        """Adds a record and appends it to the file."""
         self.done[task] = record
         with self.path.open("a") as file:
             file.write(as_line(record))
 
 
 class Study:
-    """Runs tasks, some at a time, for a limited time.
+    """Runs tasks in parallel until a deadline.
 
     Args:
-        results: What is there.
-        setup: Sizes.
-        data: What prepare.py wrote.
-        deadline: When all ends, by `time.monotonic`; a run that would not be done is not begun.
+        results: Records of finished tasks.
+        setup: Sizes of the study.
+        data: File of prepare.py.
+        deadline: End by `time.monotonic`; no task starts that would not finish before it.
 
     Attributes:
         failed: Tasks that raised an error.
@@ -223,12 +223,12 @@ class Study:
         self.took: dict[tuple[str, str], float] = {}
 
     def run(self, tasks: Iterable[Task], devices: list[str]) -> int:
-        """Runs what is not done yet, a task at a time on each of the devices.
+        """Runs the unfinished tasks, one at a time per device.
 
-        The processes stay for a next call, whose devices begin with these.
+        Processes are kept for the next call, whose devices must begin with these.
 
         Returns:
-            How many are not done: for lack of time, or because they or what they need failed.
+            Number of unfinished tasks, for lack of time or because they or their search failed.
         """
         tasks = list(tasks)
         waiting = [task for task in tasks if task not in self.results.done]
@@ -239,7 +239,7 @@ class Study:
         return sum(task not in self.results.done for task in tasks)
 
     def stop(self) -> None:
-        """Ends the processes."""
+        """Terminates the processes."""
         for worker in self.crew:
             worker.stop()
 
@@ -247,7 +247,7 @@ class Study:
         return Worker(device, self.data, self.setup.images)
 
     def _work(self, crew: list[Worker], waiting: list[Task]) -> bool:
-        """Gives idle workers tasks, and takes what the first to be done have done."""
+        """Sends tasks to idle workers, then waits for a worker to finish."""
         for worker in crew:
             if worker.task is None and (task := self._next(waiting)):
                 waiting.remove(task)
@@ -261,7 +261,7 @@ class Study:
         return bool(ready)
 
     def _next(self, waiting: list[Task]) -> Task | None:
-        """The first task that has what it needs and will be done in time."""
+        """Returns the first task whose search is done and that will finish in time."""
         for task in waiting:
             ready = task.needs is None or task.needs in self.results.done
             took = self.took.get((task.kind, task.what), 0.0)
@@ -270,13 +270,13 @@ class Study:
         return None
 
     def _order(self, task: Task) -> tuple[list | None, Path | None]:
-        """The directions that the task needs, and where to save its model."""
+        """Returns the directions of the task's search, and where to save its model."""
         found = self.results.done[task.needs]["directions"] if task.needs else None
         keep = task.kind == "train" and (task.what, task.seed) == EXAMPLE
         return found, self.results.path.with_name(CHECKPOINT) if keep else None
 
     def _finish(self, task: Task, seconds: float, answer: dict | str) -> bool:
-        """Keeps the record; False if there is none."""
+        """Keeps the record; returns False if the task failed."""
         name = f"{task.kind} {task.what} {task.seed}"
         left = self.deadline - time.monotonic()
         if isinstance(answer, str):
@@ -293,18 +293,20 @@ class Study:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; every size of `Setup` is an option."""
+    """Parses the command line; every field of `Setup` is an option."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/fashion_mnist_study"))
     parser.add_argument("--earlier", type=Path, help="results.jsonl of an earlier part")
     parser.add_argument("--data", type=Path, default=Path("runs/fashion_mnist.npz"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--gpus", type=int, default=max(torch.cuda.device_count(), 1))
-    parser.add_argument("--workers", type=int, default=4, help="runs at a time on each GPU, or CPU")
+    parser.add_argument(
+        "--workers", type=int, default=4, help="parallel runs per GPU, or on the CPU"
+    )
     parser.add_argument("--arms", nargs="+", default=list(ARM), choices=list(ARM))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget-minutes", type=float, default=9.0)
-    parser.add_argument("--no-costs", action="store_true", help="skip the measurements of cost")
+    parser.add_argument("--no-costs", action="store_true", help="skip measurements of cost")
     for size in fields(Setup):
         option = f"--{size.name.replace('_', '-')}"
         parser.add_argument(option, type=type(size.default), default=size.default)
@@ -312,12 +314,12 @@ def parse_arguments() -> argparse.Namespace:
     if not arguments.data.is_file():
         parser.error(f"no images in {arguments.data}: prepare.py writes them there")
     if arguments.earlier is not None and not arguments.earlier.is_file():
-        parser.error(f"no file {arguments.earlier} to go on from")
+        parser.error(f"no such file: {arguments.earlier}")
     return arguments
 
 
 def main() -> None:
-    """Costs first, one at a time; then the searches and trainings."""
+    """Measures costs one at a time, then runs searches and trainings in parallel."""
     arguments = parse_arguments()
     deadline = time.monotonic() + 60 * arguments.budget_minutes
     setup = Setup(**{size.name: getattr(arguments, size.name) for size in fields(Setup)})
@@ -330,12 +332,12 @@ def main() -> None:
     devices = (["cpu"] if arguments.device == "cpu" else gpus) * arguments.workers
     left = 0
     if not arguments.no_costs:
-        # Alone on the machine; the processes after it find its kernels compiled.
+        # Alone on the machine. Later processes find the kernels compiled.
         left += study.run(cost_tasks(arguments.arms), devices[:1])
     left += study.run(seed_tasks(arguments.arms, arguments.seeds), devices)
     study.stop()
     if left:
-        print(f"{left} runs are not done, {len(study.failed)} failed: go on with --earlier")
+        print(f"{left} runs unfinished, {len(study.failed)} failed: continue with --earlier")
     print(results.path)
     raise SystemExit(1 if study.failed else 0)
 

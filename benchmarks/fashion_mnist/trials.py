@@ -1,4 +1,4 @@
-"""One run of the study: a training, a search or a measurement of cost, on one device."""
+"""Runs of the study on one device: training, search, measurement of cost."""
 
 import gc
 import time
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import localmamba  # noqa: F401 - registers the models
 from localmamba.data import InputSpec
-from localmamba.data.named import FASHION_CLASSES
+from localmamba.data.sources import FASHION_CLASSES
 from localmamba.ops import CANDIDATES
 from localmamba.search import SearchSettings, Strategy, entropy, make_strategy
 from localmamba.search.step import search_step
@@ -27,20 +27,20 @@ from localmamba.tasks.settings import TrainingSettings
 MODEL = "localvim_demo"
 MEAN, STD = 0.2860, 0.3530
 SHIFT = 2
-"""Pixels by which training images are moved at most."""
+"""Maximum shift of training images in pixels."""
 
-EVALUATED_AT_ONCE = 1024
+EVAL_BATCH = 1024
 WARM_UP_STEPS, TIMED_STEPS = 5, 20
-"""Of a measurement of cost."""
+"""Numbers of steps of a measurement of cost."""
 
 
 class Data:
     """Fashion-MNIST as tensors on a device.
 
     Args:
-        path: What prepare.py wrote.
-        device: Where to.
-        limit: Training images that are used.
+        path: File of prepare.py.
+        device: Device of the tensors.
+        limit: Number of training images used.
     """
 
     def __init__(self, path: Path, device: torch.device, limit: int):
@@ -58,12 +58,12 @@ class Data:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """uint8 -> mean 0, deviation 1."""
+    """Maps uint8 to float32 of mean 0 and deviation 1."""
     return (images.float() / 255 - MEAN) / STD
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrors half of the images and moves all by up to `SHIFT` pixels: uint8 [B, 1, H, W]."""
+    """Flips half of the images and shifts all by up to `SHIFT` pixels: uint8 [B, 1, H, W]."""
     count, _, height, width = images.shape
     device = images.device
     padded = F.pad(images[:, 0], (SHIFT,) * 4)
@@ -77,7 +77,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def batches(pool: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches of indices from a pool of them, without end; each pass has its own order."""
+    """Yields batches of indices from a pool without end, shuffled anew in each epoch."""
     size = min(size, len(pool))
     while True:
         order = pool[torch.randperm(len(pool), generator=generator, device=pool.device)]
@@ -85,7 +85,7 @@ def batches(pool: Tensor, size: int, generator: torch.Generator) -> Iterator[Ten
 
 
 def make_model(setup: Setup, **arguments: object) -> tuple[nn.Module, dict]:
-    """The study's LocalVim, and the arguments that make it again."""
+    """Creates the study's LocalVim; returns it with its arguments."""
     arguments = {
         "num_classes": 10,
         "in_chans": 1,
@@ -100,15 +100,15 @@ def make_model(setup: Setup, **arguments: object) -> tuple[nn.Module, dict]:
 
 
 class Trainer:
-    """What a training and the training of a supernet share.
+    """Training loop state of a model or a supernet.
 
     Args:
-        model: On the device.
+        model: Model on the device of the data.
         data: Images.
-        setup: Sizes.
-        epochs: Of this training.
-        seed: Of batches and augmentation.
-        pool: Indices of the training images that train weights.
+        setup: Sizes of the study.
+        epochs: Number of epochs.
+        seed: Seed of batches and augmentation.
+        pool: Indices of the images that train weights.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Trainer:
         self.batches = batches(pool, setup.batch, self.generator)
 
     def loss(self, indices: Tensor) -> Tensor:
-        """Of a batch of training images, augmented."""
+        """Computes the loss of a batch of augmented training images."""
         images = normalize(augment(self.data.images[indices], self.generator))
         with torch.autocast(self.data.device.type, torch.bfloat16):
             logits = self.model(images)
@@ -144,10 +144,10 @@ class Trainer:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean loss and accuracy on uint8 images."""
+    """Returns mean loss and accuracy on uint8 images."""
     model.eval()
     logits = []
-    for part in images.split(EVALUATED_AT_ONCE):
+    for part in images.split(EVAL_BATCH):
         with torch.autocast(images.device.type, torch.bfloat16):
             logits.append(model(normalize(part)).float())
     scores = torch.cat(logits)
@@ -186,7 +186,7 @@ def train(
 def prepare_search(
     data: Data, setup: Setup, strategy_name: str, seed: int
 ) -> tuple[Strategy, Trainer, Tensor]:
-    """A supernet with its strategy and trainer, and the indices of its held-out images."""
+    """Creates a supernet; returns its strategy, trainer and held-out image indices."""
     torch.manual_seed(seed)
     search = strategy_name != "single_path"
     model, _ = make_model(setup, directions=CANDIDATES, search=search)
@@ -203,10 +203,10 @@ def prepare_search(
 def search_steps(
     strategy: Strategy, trainer: Trainer, held_out: Tensor, steps: int
 ) -> Iterator[None]:
-    """Trains the supernet for so many steps, one at a time."""
-    judges = batches(held_out, trainer.setup.batch, trainer.generator)
+    """Trains the supernet for `steps` steps, yielding after each."""
+    val_batches = batches(held_out, trainer.setup.batch, trainer.generator)
     for done, indices in enumerate(islice(trainer.batches, steps)):
-        batch = next(judges) if strategy.uses_holdout else None
+        batch = next(val_batches) if strategy.uses_holdout else None
         progress = done / steps
         search_step(strategy, trainer.loss, trainer.optimizer, indices, batch, progress, 1.0)
         trainer.schedule.step()
@@ -214,7 +214,7 @@ def search_steps(
 
 
 def search(data: Data, setup: Setup, strategy_name: str, seed: int) -> dict:
-    """Searches directions; the record holds the probabilities of every epoch."""
+    """Searches directions; the record has the probabilities after every epoch."""
     start = time.perf_counter()
     strategy, trainer, held_out = prepare_search(data, setup, strategy_name, seed)
     history = []
@@ -224,9 +224,9 @@ def search(data: Data, setup: Setup, strategy_name: str, seed: int) -> dict:
             strategy.end_epoch()
             history.append(strategy.probabilities().tolist())
     chosen = held_out[: strategy.settings.judge_images]
-    judges = data.images[chosen], data.labels[chosen]
+    val_batches = data.images[chosen], data.labels[chosen]
     trainer.model.eval()
-    probabilities = strategy.conclude(lambda: evaluate(trainer.model, *judges)[0])
+    probabilities = strategy.conclude(lambda: evaluate(trainer.model, *val_batches)[0])
     return {
         "directions": strategy.directions(probabilities),
         "probabilities": probabilities.tolist(),
@@ -236,27 +236,27 @@ def search(data: Data, setup: Setup, strategy_name: str, seed: int) -> dict:
     }
 
 
-def cost(data: Data, setup: Setup, what: Arm | str) -> dict:
-    """Time of a step and memory, of an arm or of a strategy's search, run alone.
+def cost(data: Data, setup: Setup, subject: Arm | str) -> dict:
+    """Measures time per step and memory of an arm's training or a strategy's search.
 
-    Alpha learns in the later part of a search only: measured is a step in which it does.
+    Alpha is trained in the later part of a search only; the measured steps train it.
     """
     gc.collect()
     before = torch.cuda.memory_allocated() if data.device.type == "cuda" else 0
     setup = replace(setup, batch=setup.cost_batch)
-    if isinstance(what, str):
-        strategy, trainer, held_out = prepare_search(data, setup, what, seed=0)
+    if isinstance(subject, str):
+        strategy, trainer, held_out = prepare_search(data, setup, subject, seed=0)
         strategy.settings = replace(strategy.settings, choice_warmup=0.0)
         running = search_steps(strategy, trainer, held_out, WARM_UP_STEPS + TIMED_STEPS)
         return measure(lambda: next(running), data.device, before)
-    model, _ = make_model(setup, directions=list(what.directions), scattn=what.scattn)
+    model, _ = make_model(setup, directions=list(subject.directions), scattn=subject.scattn)
     pool = torch.arange(len(data.images), device=data.device)
     trainer = Trainer(model.to(data.device), data, setup, setup.epochs, 0, pool)
     return measure(lambda: trainer.step(next(trainer.batches)), data.device, before)
 
 
 def measure(step: Callable[[], object], device: torch.device, memory_before: int) -> dict:
-    """Milliseconds of a step and, on a GPU, the most memory that was allocated for it."""
+    """Returns milliseconds per step and, on a GPU, the peak of allocated memory."""
     for _ in range(WARM_UP_STEPS):
         step()
     if device.type == "cuda":
@@ -270,5 +270,5 @@ def measure(step: Callable[[], object], device: torch.device, memory_before: int
     record: dict = {"milliseconds": (time.perf_counter() - start) / TIMED_STEPS * 1e3}
     if device.type == "cuda":
         record["memory_bytes"] = torch.cuda.max_memory_allocated() - memory_before
-        torch.cuda.empty_cache()  # for the runs beside the next ones
+        torch.cuda.empty_cache()  # for runs in other processes
     return record

@@ -1,9 +1,7 @@
-"""Speed and memory of image models, timm's and ours, on the machine at hand."""
+"""Speed and memory of image models, timm's and ours, on this machine."""
 
-from .machine import describe_machine
-from .measure import measure
-from .report import read_csv, results_tables, write_csv
-from .settings import DTYPES, MODES, Result, Setting, check_available
+from .measure import DTYPES, MODES, Result, Setting, check_available, measure
+from .report import describe_machine, read_csv, results_tables, write_csv
 
 __all__ = [
     "DTYPES",

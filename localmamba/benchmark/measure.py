@@ -1,4 +1,4 @@
-"""Times a step of a model and asks how much memory it took."""
+"""Measures the time and peak memory of a step of a model."""
 
 import gc
 import json
@@ -6,17 +6,121 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from .settings import DTYPES, Result, Setting
+from localmamba.tasks.building import build_model
+
+MODES = ("inference", "training")
+"""Forward pass without gradients; forward pass, cross entropy and backward pass."""
+
+DEVICES = ("cpu", "cuda")
+
+LAUNCHES = ("eager", "graph")
+"""Kernels launched from Python, or a step replayed as one CUDA graph."""
+
+TOKEN = 16
+"""Side in pixels of a token, for throughput across image sizes."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Autocast type, and whether float32 matrix products may use TF32."""
+
+    autocast: torch.dtype | None
+    tf32: bool
+
+
+DTYPES = {
+    "float32": Precision(None, tf32=False),
+    "tf32": Precision(None, tf32=True),
+    "bfloat16": Precision(torch.bfloat16, tf32=True),
+    "float16": Precision(torch.float16, tf32=True),
+}
+
+
+def _check_known(option: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ValueError(f"unknown {option} {name!r}; known: {', '.join(known)}")
+
+
+def check_available(device: str) -> None:
+    """Raises ValueError if the device is a GPU and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' is not available here; use 'cpu'")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One measurement to make.
+
+    Attributes:
+        model: Name in timm's registry.
+        mode: One of `MODES`.
+        device: `cpu` or `cuda`.
+        dtype: One of `DTYPES`.
+        batch: Number of images per step.
+        size: Side of the images in pixels.
+        launch: One of `LAUNCHES`.
+
+    Raises:
+        ValueError: If an attribute is not one of those allowed.
+    """
+
+    model: str
+    mode: str
+    device: str
+    dtype: str
+    batch: int
+    size: int
+    launch: str = "eager"
+
+    def __post_init__(self) -> None:
+        if not timm.is_model(self.model):
+            raise ValueError(f"unknown model {self.model!r}; timm.list_models() names all")
+        _check_known("mode", self.mode, MODES)
+        _check_known("dtype", self.dtype, DTYPES)
+        _check_known("device", self.device, DEVICES)
+        _check_known("launch", self.launch, LAUNCHES)
+        if self.launch == "graph" and self.device != "cuda":
+            raise ValueError("launch 'graph' needs device 'cuda'; use 'eager'")
+        if self.batch < 1 or self.size < 1:
+            raise ValueError(f"batch and size must be at least 1, got {self.batch} and {self.size}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Time and memory, or the error, of one measurement.
+
+    Attributes:
+        setting: The measurement.
+        milliseconds: Median time of a step.
+        memory_mib: Peak memory of tensors, including weights and images.
+        error: Reason for a failure; empty on success.
+    """
+
+    setting: Setting
+    milliseconds: float = float("nan")
+    memory_mib: float = float("nan")
+    error: str = ""
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput in images per second."""
+        return 1e3 * self.setting.batch / self.milliseconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Throughput in tokens of 16 x 16 pixels, constant over sizes if cost is linear."""
+        return self.images_per_second * (self.setting.size / TOKEN) ** 2
+
 
 WARM_UP_STEPS = {"cpu": 2, "cuda": 10}
 MIN_STEPS, MAX_STEPS = 5, 200
@@ -24,13 +128,13 @@ MIB = 2**20
 
 
 class Workload:
-    """A model and images on the device, and the step that is timed."""
+    """A model and a batch on the device, and the step to time."""
 
     def __init__(self, setting: Setting) -> None:
         torch.manual_seed(0)
         self.setting = setting
         with torch.device(setting.device):
-            self.model = create_model(setting.model, setting.size)
+            self.model = build_model(setting.model, {"img_size": setting.size})
         self.model.train(setting.mode == "training")
         shape = (setting.batch, 3, setting.size, setting.size)
         self.images = torch.randn(shape, device=setting.device)
@@ -39,7 +143,7 @@ class Workload:
         self.autocast = torch.autocast(setting.device, dtype=dtype, enabled=dtype is not None)
 
     def step(self) -> None:
-        """One forward pass, in training with its backward pass."""
+        """Runs a forward pass and, in training, a backward pass."""
         if self.setting.mode == "inference":
             with torch.inference_mode(), self.autocast:
                 self.model(self.images)
@@ -50,20 +154,9 @@ class Workload:
         loss.backward()
 
     def held_bytes(self) -> int:
-        """Weights, buffers and inputs."""
+        """Memory of weights, buffers and inputs."""
         held = [*self.model.parameters(), *self.model.buffers(), self.images, self.labels]
         return sum(x.numel() * x.element_size() for x in held)
-
-
-def create_model(name: str, size: int) -> nn.Module:
-    """A model for square images of `size` pixels, where its constructor wants to know."""
-    default = timm.models.get_pretrained_cfg(name)
-    if default is not None and default.input_size[-1] == size:
-        return timm.create_model(name)
-    try:
-        return timm.create_model(name, img_size=size)
-    except TypeError:  # no such argument: it takes images of any size
-        return timm.create_model(name)
 
 
 @contextmanager
@@ -97,12 +190,12 @@ def _times_on_cuda(step: Callable[[], None], steps: int) -> list[float]:
 
 
 def median_milliseconds(step: Callable[[], None], device: str, seconds: float) -> float:
-    """The median time of a step after a warm-up: by CUDA events on a GPU, by the clock elsewhere.
+    """Returns the median time of a step after warm-up, by CUDA events on a GPU.
 
     Args:
-        step: What is timed.
+        step: Function to time.
         device: `cpu` or `cuda`.
-        seconds: How long to go on, within 5 and 200 steps.
+        seconds: Duration of the measurement, between 5 and 200 steps.
     """
     measure_times = _times_on_cuda if device == "cuda" else _times_on_cpu
     for _ in range(WARM_UP_STEPS[device]):
@@ -113,7 +206,7 @@ def median_milliseconds(step: Callable[[], None], device: str, seconds: float) -
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """PyTorch's profiler announces itself on the process's stderr; no logging level stops it."""
+    """Silences PyTorch's profiler, which writes to file descriptor 2 at any logging level."""
     stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -125,7 +218,7 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def _peak_on_cuda(work: Workload, before: int) -> float:
-    """The most that tensors took, less what stood in memory before the model."""
+    """Returns the peak of allocated memory, less that before the model, in MiB."""
     work.step()
     torch.cuda.reset_peak_memory_stats()
     work.step()
@@ -134,7 +227,7 @@ def _peak_on_cuda(work: Workload, before: int) -> float:
 
 
 def _peak_on_cpu(work: Workload) -> float:
-    """What is held all along and the highest sum of what PyTorch's profiler saw come and go."""
+    """Returns the peak of held memory plus allocations seen by PyTorch's profiler, in MiB."""
     work.model.zero_grad(set_to_none=True)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with (
@@ -155,7 +248,7 @@ def _peak_on_cpu(work: Workload) -> float:
 
 
 def _captured(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as a CUDA graph: what it costs a GPU that does not wait for Python."""
+    """Captures the step as a CUDA graph, without launch overhead from Python."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -185,16 +278,16 @@ def _measure(setting: Setting, seconds: float) -> Result:
 
 
 def measure(setting: Setting, seconds: float = 3.0) -> Result:
-    """Measures one model; what goes wrong in it stands in the result.
+    """Measures one model; a failure is returned in the result.
 
     Args:
-        setting: What to measure.
-        seconds: How long to time it.
+        setting: Measurement to make.
+        seconds: Duration of the timing.
     """
     try:
         with _tf32(DTYPES[setting.dtype].tf32):
             return _measure(setting, seconds)
-    except Exception as error:  # one model that fails must not end a long run
+    except Exception as error:  # a failing model must not end a long run
         return Result(setting, error=_reason(error))
     finally:
         gc.collect()

@@ -1,19 +1,58 @@
-"""Results as a table for the eye and as CSV."""
+"""Reports of measurements: tables for the terminal, CSV files, the machine."""
 
 import csv
+import platform
+import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import astuple, fields
+from importlib import metadata
 from math import nan
 from pathlib import Path
 
+import torch
 from rich import box
 from rich.table import Table
 
-from .settings import Result, Setting
+from .measure import Result, Setting
+
+KERNELS = {"cpu": "numba", "cuda": "triton"}
+"""Library of the kernels on each device."""
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _driver() -> str:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "unknown"
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    return done.stdout.splitlines()[0].strip() if done.stdout else "unknown"
+
+
+def describe_machine(device: str) -> dict[str, str]:
+    """Returns the name of a device (`cpu` or `cuda`) and the versions that decide its speed."""
+    versions = {name: _version(name) for name in ("torch", KERNELS[device], "timm")}
+    if device == "cuda":
+        return {"device": torch.cuda.get_device_name(), "driver": _driver(), **versions}
+    return {"device": _cpu_name(), "threads": str(torch.get_num_threads()), **versions}
 
 
 def _comparable(setting: Setting) -> tuple[str, str, str, int]:
-    """Settings with the same key are compared with each other."""
+    """Key of the settings to compare with each other."""
     return setting.mode, setting.device, setting.dtype, setting.size
 
 
@@ -22,7 +61,7 @@ def _time_per_image(result: Result) -> float:
 
 
 def relative_times(results: Sequence[Result], baseline: str) -> list[float]:
-    """The time an image takes over the time it takes the baseline; NaN where there is none."""
+    """Returns the time per image over that of the baseline; NaN if it was not measured."""
     base = {
         _comparable(r.setting): _time_per_image(r) for r in results if r.setting.model == baseline
     }
@@ -32,11 +71,11 @@ def relative_times(results: Sequence[Result], baseline: str) -> list[float]:
 def results_tables(
     results: Sequence[Result], baseline: str, machine: dict[str, str]
 ) -> list[Table]:
-    """A table for each mode; `ratio` is the time of an image over that of the baseline.
+    """Builds a table per mode; `ratio` is the time per image over that of the baseline.
 
     Args:
-        results: What was measured.
-        baseline: The model whose time counts as 1.
+        results: Measurements.
+        baseline: Name of the baseline model.
         machine: From `describe_machine`, for the caption.
     """
     caption = ", ".join(f"{key} {value}" for key, value in machine.items())
@@ -80,14 +119,14 @@ _NOTES = ("relative_time", "baseline", "error")
 
 
 def _columns() -> list[str]:
-    """Of a setting; what the machine is called `device` for comes last."""
+    """Columns of a setting; `device` is the name of the machine's device in a later column."""
     return ["backend" if f.name == "device" else f.name for f in fields(Setting)]
 
 
 def write_csv(
     results: Sequence[Result], baseline: str, machine: dict[str, str], path: Path
 ) -> None:
-    """Writes every result and what it was measured on, one a line."""
+    """Writes a row per result, with the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -101,17 +140,19 @@ def write_csv(
 
 
 def read_csv(path: Path) -> tuple[list[Result], dict[str, str]]:
-    """The results and the machine that `write_csv` wrote.
+    """Reads the results and the machine from a file of `write_csv`.
 
     Raises:
-        ValueError: If another program wrote the file.
+        ValueError: If the columns are others.
     """
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or [])
         own = [*_columns(), *_FIGURES, *_NOTES]
         if columns[: len(own)] != own:
-            raise ValueError(f"{path} is no table of `localmamba bench`: its columns are {columns}")
+            raise ValueError(
+                f"{path} is not a table of `localmamba bench`; its columns are {columns}"
+            )
         rows = list(reader)
     results = []
     for row in rows:

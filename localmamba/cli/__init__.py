@@ -1,7 +1,7 @@
-"""The command line: `localmamba COMMAND`, one typed function each, imported when asked for.
+"""The command line: `localmamba COMMAND`.
 
-A command is a module `localmamba/cli/<name>.py` with a function of that name: its docstring is the
-help (`Examples:` at the end), its arguments are the options. See `localmamba.cli.parser`.
+Each command is a module `localmamba/cli/<name>.py`, imported on use, with a typed function of that
+name. `localmamba.cli.parser` turns its parameters into options and its docstring into the help.
 """
 
 import importlib
@@ -17,9 +17,9 @@ COMMANDS = {
     "train": "train a classifier",
     "evaluate": "evaluate a checkpoint on held-out images",
     "predict": "classify image files with a checkpoint",
-    "show": "draw scan orders, directions, a search",
-    "tables": "the paper's tables of parameters and FLOPs, counted anew",
-    "bench": "speed and memory of models on this machine",
+    "show": "draw scan orders, directions and searches",
+    "tables": "reproduce the paper's tables of parameters and FLOPs",
+    "bench": "measure speed and memory of models on this machine",
 }
 
 HELP = """usage: localmamba COMMAND ...
@@ -29,34 +29,33 @@ Visual state space models: search scan directions, train, evaluate, use.
 commands:
 {commands}
 
-localmamba COMMAND --help has a command's options and examples. A first hour:
+localmamba COMMAND --help lists options and examples. To start:
 
   localmamba demo
   localmamba search --data PHOTOS --model localvim_search
   localmamba train --data PHOTOS --model localvim_tiny --directions runs/.../directions.json
   localmamba predict new.jpg --checkpoint runs/.../model.safetensors
 
-PHOTOS is a folder that holds a folder of images for each class, or train/ and val/ that do.
+PHOTOS is a folder with a folder of images per class, or with train/ and val/ of that form.
 """
 
-FAULT = 2
-"""Exit code after wrong input."""
-INTERRUPTED = 130
+INVALID, INTERRUPTED = 2, 130
+"""Exit codes after invalid input and after Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; wrong input is one line on stderr.
+    """Runs a command; invalid input gives one line on stderr.
 
     Args:
-        argv: By default those of the process.
+        argv: Arguments; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 after wrong input, 130 after Ctrl-C, or what the command returns.
+        The exit code: 0, 2 after invalid input, 130 after Ctrl-C, or that of the command.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_help(), end="")
-        return 0 if argv else FAULT
+        return 0 if argv else INVALID
     if argv[0] == "--version":
         print(f"localmamba {metadata.version('localmamba')}")
         return 0
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class MissingExtraError(Exception):
-    """A library is not installed that only some commands need."""
+    """A library that only some commands need is not installed."""
 
 
 def _run(name: str, argv: list[str]) -> int | None:
@@ -93,12 +92,11 @@ def _run(name: str, argv: list[str]) -> int | None:
 
 
 def _help() -> str:
-    width = max(map(len, COMMANDS)) + 2
-    return HELP.format(commands="\n".join(f"  {n:{width}}{text}" for n, text in COMMANDS.items()))
+    return HELP.format(commands="\n".join(f"  {n:10}{text}" for n, text in COMMANDS.items()))
 
 
-def _fail(prefix: str, message: str, code: int = FAULT) -> int:
-    """One line on stderr; of an error in a worker process only what it said itself."""
+def _fail(prefix: str, message: str, code: int = INVALID) -> int:
+    """Prints one line on stderr; of a worker process's traceback its last line."""
     lines = message.strip().splitlines() or [""]
     text = lines[-1] if "Traceback" in message else " ".join(line.strip() for line in lines)
     print(f"{prefix}: {text}", file=sys.stderr)

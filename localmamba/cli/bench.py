@@ -1,11 +1,10 @@
-"""`localmamba bench`: speed and memory of models on the machine at hand, beside each other."""
+"""`localmamba bench`: measures speed and memory of models on this machine."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
 from localmamba.benchmark import (
@@ -18,6 +17,7 @@ from localmamba.benchmark import (
     results_tables,
     write_csv,
 )
+from localmamba.cli.reports import make_console
 
 
 def bench(
@@ -35,32 +35,34 @@ def bench(
 ) -> None:
     """Measures speed and memory of models, ours and timm's; writes a table, a CSV and a figure.
 
-    Inference is a forward pass; training is a forward pass, a cross entropy and a backward pass,
-    without an optimiser. Times are medians after a warm-up, by CUDA events on a GPU. Memory is the
-    most that tensors took at once. A model that fails, for want of memory say, says so in its row.
+    Inference is a forward pass; training is a forward pass, cross entropy and a backward pass,
+    without an optimiser step. Times are medians after warm-up, by CUDA events on a GPU. Memory is
+    the peak allocated by tensors. The row of a model that fails (out of memory, for example) shows
+    the error.
 
     Args:
         models: Names in timm's registry, such as localvim_tiny and deit_tiny_patch16_224.
-        device: Where to run.
-        dtype: float32, float32 with TF32 products, or autocast to a half type.
-        mode: What to time.
-        batch: Images a step: one number, or one for each size.
-        size: Pixels along a side; with several, the figure shows images/s x tokens over size.
-        baseline: Whose time counts as 1; the first model unless given.
-        launch: Kernel by kernel from Python, or each step replayed as one CUDA graph.
-        threads: CPU threads; PyTorch's choice unless given.
-        seconds: How long to time each.
+        device: Device to run on.
+        dtype: float32, float32 with TF32 matrix products, or autocast to a half-precision type.
+        mode: Passes to time.
+        batch: Number of images per step; one number, or one per size.
+        size: Side of the images in pixels; for several, the figure shows throughput over size.
+        baseline: Model of the relative times; by default the first.
+        launch: Kernels launched from Python (eager), or each step replayed as a CUDA graph.
+        threads: Number of CPU threads; by default PyTorch's.
+        seconds: Duration of each timing.
         output: Folder for bench.csv, bench.png and bench.svg.
 
     Raises:
-        ValueError: If a setting is not one of those allowed, or every measurement failed.
+        ValueError: If a setting is not allowed, or every measurement failed.
 
     Examples:
       localmamba bench deit_tiny_patch16_224 localvim_tiny --threads 2
       localmamba bench convnext_tiny localvmamba_tiny --device cuda --dtype bfloat16 --batch 128
       localmamba bench localvmamba_tiny --size '[224,512,1024]' --batch '[16,3,1]' --mode inference
     """
-    settings = plan(models, device, dtype, mode, _as_list(batch), _as_list(size), launch)
+    batches, sizes = ([value] if isinstance(value, int) else value for value in (batch, size))
+    settings = plan(models, device, dtype, mode, batches, sizes, launch)
     baseline = baseline or models[0]
     if baseline not in models:
         raise ValueError(f"the baseline {baseline!r} must be one of the models measured")
@@ -68,23 +70,19 @@ def bench(
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
-    console = Console()
+    console = make_console()
     machine = describe_machine(device)
     results: list[Result] = []
     with Progress(console=console, transient=True) as progress:
         for setting in progress.track(settings, description="measuring"):
             results.append(measure(setting, seconds))
-            progress.console.print(_summary(results[-1]), highlight=False)
+            console.print(_summary(results[-1]))
             write_csv(results, baseline, machine, output / "bench.csv")
     console.print(*results_tables(results, baseline, machine))
     if all(result.error for result in results):
         raise ValueError(f"every measurement failed, the first with: {results[0].error}")
     paths = [output / "bench.csv", *_draw(results, machine, output / "bench")]
     console.print("written to", ", ".join(map(str, paths)), soft_wrap=True)
-
-
-def _as_list(value: int | list[int]) -> list[int]:
-    return [value] if isinstance(value, int) else value
 
 
 def plan(
@@ -96,7 +94,7 @@ def plan(
     size: Sequence[int],
     launch: str = "eager",
 ) -> list[Setting]:
-    """Every combination to measure, all of them checked; arguments as those of `bench`."""
+    """Returns every measurement of a call of `bench`, validated."""
     if not models:
         raise ValueError("name at least one model; timm.list_models() names all")
     if len(batch) not in (1, len(size)):

@@ -41,12 +41,12 @@ def demo(
       localmamba demo
       localmamba demo --seed 1 --output runs/demo-seed-1
     """
-    from localmamba.cli.reports import print_paths, print_results
+    from localmamba.cli.reports import make_console, print_paths, print_results
     from localmamba.cli.show import print_choice
     from localmamba.tasks.run_folder import make_run_folder, versions, write_json
 
     start = time.perf_counter()
-    console = Console()
+    console = make_console()
     folder = make_run_folder(output, "demo", overwrite)
     everywhere = {"data": "digits", "seed": seed, "device": "cpu", "threads": threads}
     choice, search_seconds = _search(folder / "search", everywhere, console)

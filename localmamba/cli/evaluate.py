@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 
 def evaluate(
     checkpoint: Path,
@@ -38,7 +36,7 @@ def evaluate(
       localmamba evaluate --checkpoint runs/x/model.safetensors --data digits
       localmamba evaluate --checkpoint model.safetensors --data NEW_PHOTOS --output metrics.json
     """
-    from localmamba.cli.reports import print_results
+    from localmamba.cli.reports import make_console, print_results
     from localmamba.data import ImageSettings
     from localmamba.data.module import ImageData
     from localmamba.tasks.checkpoints import load_checkpoint
@@ -56,7 +54,7 @@ def evaluate(
         split_seed=card.split_seed,
     )
     source, chosen = load_evaluated(card, data, settings, split)
-    console = Console()
+    console = make_console()
     images = ImageData(source, card.input, settings, evaluated=chosen)
     metrics = evaluate_model(model, images, Hardware(device, precision=precision), console)
     print_results(console, f"{data}, {chosen} images", {card.model: metrics})

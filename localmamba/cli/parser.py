@@ -1,12 +1,12 @@
-"""From a typed function to a command's parser.
+"""Command line parsers from typed functions, with jsonargparse.
 
-Each argument of the function is an option of its name, with the text of the docstring:
+Each parameter of the function becomes an option of its name, with the help text of the docstring:
 
-- a required list, or a required choice of words (`Literal`), stands without an option's name:
+- a required list, or a required choice (`Literal`), is a positional argument:
   `localmamba predict a.png b.png`;
-- a dataclass is a group of options, one for each of its fields;
-- `Examples:` at the end of the docstring is shown below the options;
-- `--config` takes a file of options, or a recipe by name (`localmamba.recipes`).
+- a dataclass becomes a group of options, one per field;
+- `Examples:` at the end of the docstring follows the options;
+- `--config` takes a YAML file of options, or the name of a recipe (`localmamba.recipes`).
 """
 
 import argparse
@@ -18,14 +18,15 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import docstring_parser
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from localmamba.recipes import default_recipe, find_recipe, list_recipes, load_recipe
 
+Parameters = Mapping[str, inspect.Parameter]
+
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of descriptions and examples, and tells defaults but no Python types."""
+    """Keeps line breaks of descriptions and examples; shows defaults but no Python types."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -36,40 +37,42 @@ class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 
 def parse(command: str, function: Callable[..., Any], argv: Sequence[str]) -> dict[str, Any]:
-    """The arguments of a command's function from those of the command line.
+    """Parses the command line into the arguments of a command's function.
 
-    What is not given comes from --config, then from the recipe that belongs to --data, then from
-    the function's defaults.
+    Options override --config, which overrides the default recipe of --data, which overrides the
+    defaults of the function.
 
     Raises:
-        ValueError: If an option is unknown, missing or of the wrong kind.
+        ValueError: If an option is unknown, missing or of the wrong type.
         SystemExit: After --help.
     """
     parser = make_parser(command, function)
-    argv = [re.sub(r"^--[\w-]+", lambda flag: "--" + _dashed(flag[0]), word) for word in argv]
-    argv = _join_lists(argv, function)
+    parameters = _parameters(function)
+    # `--batch-size` is `--batch_size`.
+    argv = [re.sub(r"(?<=^--)[\w-]+", lambda m: m[0].replace("-", "_"), word) for word in argv]
+    argv = _join_lists(argv, parameters)
     parser.set_defaults(_recipe_defaults(command, argv))
     try:
         given = parser.parse_args(argv)
     except ArgumentError as error:
         raise ValueError(f"{_readable(str(error))} (localmamba {command} --help)") from None
     arguments: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+    for name, parameter in parameters.items():
         kind = parameter.annotation
         if _is_group(kind):
-            fields = dataclasses.fields(kind)
-            values = {field.name: given[field.name] for field in fields}
-            arguments[name] = kind(**{key: _as_tuple(value) for key, value in values.items()})
+            # A default from a recipe is a list where the field is a tuple.
+            values = {field.name: given[field.name] for field in dataclasses.fields(kind)}
+            lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+            arguments[name] = kind(**values | lists)
         else:
             arguments[name] = given[name]
     return arguments
 
 
 def make_parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
-    """The parser of a command."""
+    """Builds the parser of a command."""
     description, examples = _split_docstring(inspect.getdoc(function) or "")
-    texts = _argument_texts(function)
-    parameters = inspect.signature(function, eval_str=True).parameters
+    parameters = _parameters(function)
     parser = ArgumentParser(
         prog=f"localmamba {command}",
         description=description,
@@ -78,26 +81,28 @@ def make_parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
         exit_on_error=False,
         formatter_class=_Formatter,
     )
-    named: set[str] = set()
-    groups: list[type] = []
-    for name, parameter in parameters.items():
-        kind = parameter.annotation
-        if _is_group(kind):
-            groups.append(kind)
-        elif _is_positional(parameter):
-            _add_positional(parser, name, kind, texts.get(name, ""))
-        else:
-            named.add(name)
-    if "data" in named:
+    groups: set[str | int] = {n for n, p in parameters.items() if _is_group(p.annotation)}
+    positional: set[str | int] = {n for n, p in parameters.items() if _is_positional(p)}
+    others: set[str | int] = {n for n in parameters if n not in positional}
+    parser.add_function_arguments(function, skip=others, as_group=False, as_positional=True)
+    if "data" in parameters:
         parser.add_argument("--config", action=_config_action(command), help=_config_help(command))
-    skipped: set[str | int] = {name for name in parameters if name not in named}
-    parser.add_function_arguments(function, skip=skipped, as_group=False)
-    for group in groups:
-        parser.add_class_arguments(group)
+    parser.add_function_arguments(function, skip=positional | groups, as_group=False)
+    for parameter in parameters.values():
+        if _is_group(parameter.annotation):
+            parser.add_class_arguments(parameter.annotation)
     for action in parser._actions:
-        if getattr(action, "_typehint", None) is bool:
+        kind = getattr(action, "_typehint", None)
+        if kind is bool:  # a flag without a value is true
             action.nargs, action.const = "?", True
+        elif not action.option_strings and typing.get_origin(kind) is list:
+            (action._typehint,) = typing.get_args(kind)  # type: ignore[attr-defined]
+            action.nargs, action.metavar = "+", action.dest
     return parser
+
+
+def _parameters(function: Callable[..., Any]) -> Parameters:
+    return inspect.signature(function, eval_str=True).parameters
 
 
 def _is_group(kind: Any) -> bool:
@@ -105,19 +110,12 @@ def _is_group(kind: Any) -> bool:
 
 
 def _is_positional(parameter: inspect.Parameter) -> bool:
-    words = typing.get_origin(parameter.annotation) in (list, Literal)
-    return words and parameter.default is parameter.empty
+    listed = typing.get_origin(parameter.annotation) in (list, Literal)
+    return listed and parameter.default is parameter.empty
 
 
-def _add_positional(parser: ArgumentParser, name: str, kind: Any, text: str) -> None:
-    if typing.get_origin(kind) is Literal:
-        parser.add_argument(name, type=kind, help=text)
-    else:
-        parser.add_argument(name, type=typing.get_args(kind)[0], nargs="+", help=text)
-
-
-def _usage(command: str, parameters: Mapping[str, inspect.Parameter]) -> str:
-    """Only what must be given: a list of every option tells nobody anything."""
+def _usage(command: str, parameters: Parameters) -> str:
+    """Usage line with the required arguments only."""
     words = ["localmamba", command]
     for name, parameter in parameters.items():
         if _is_positional(parameter):
@@ -130,7 +128,7 @@ def _usage(command: str, parameters: Mapping[str, inspect.Parameter]) -> str:
 
 def _config_action(command: str) -> type[ActionConfigFile]:
     class ConfigFile(ActionConfigFile):
-        """Takes the name of a recipe too."""
+        """Accepts the name of a recipe in place of a path."""
 
         def __call__(
             self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
@@ -142,26 +140,19 @@ def _config_action(command: str) -> type[ActionConfigFile]:
 
 def _config_help(command: str) -> str:
     names = ", ".join(list_recipes(command))
-    return "A YAML file of options, such as the config.yaml of a run" + (
-        f"; or a recipe: {names}." if names else "."
-    )
+    recipes = f"; or a recipe: {names}." if names else "."
+    return f"A YAML file of options, such as the config.yaml of a run{recipes}"
 
 
 def _split_docstring(text: str) -> tuple[str, str]:
-    """What stands before the sections of a docstring, and its examples."""
+    """Returns the text before the sections of a docstring, and its examples."""
     description = re.split(r"\n(?:Args|Returns|Raises|Examples):\n", text)[0].strip()
     found = re.search(r"\nExamples:\n(.*?)(?=\n\S|\Z)", text, re.DOTALL)
     return description, f"examples:\n{found[1].rstrip()}" if found else ""
 
 
-def _argument_texts(function: Callable[..., Any]) -> dict[str, str]:
-    """What the docstring says of each argument."""
-    found = docstring_parser.parse(inspect.getdoc(function) or "").params
-    return {entry.arg_name: entry.description or "" for entry in found}
-
-
 def _recipe_defaults(command: str, argv: Sequence[str]) -> dict[str, Any]:
-    """What the recipe that belongs to --data says; arguments of its model are for that model."""
+    """Loads the default recipe of --data; its model_args hold for its own model only."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--data")
     peek.add_argument("--model")
@@ -173,14 +164,8 @@ def _recipe_defaults(command: str, argv: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _as_tuple(value: Any) -> Any:
-    """YAML knows no tuples, and no setting is a list."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _join_lists(argv: Sequence[str], function: Callable[..., Any]) -> list[str]:
-    """`--candidates h v w2` as `--candidates [h,v,w2]`, for options that are lists of words."""
-    parameters = inspect.signature(function, eval_str=True).parameters
+def _join_lists(argv: Sequence[str], parameters: Parameters) -> list[str]:
+    """Rewrites `--candidates h v w2` as `--candidates [h,v,w2]`."""
     flags = {f"--{name}" for name, p in parameters.items() if p.annotation == list[str] | None}
     joined: list[str] = []
     words = list(argv)
@@ -194,13 +179,8 @@ def _join_lists(argv: Sequence[str], function: Callable[..., Any]) -> list[str]:
     return joined
 
 
-def _dashed(flag: str) -> str:
-    """`--batch-size` is `--batch_size`."""
-    return flag[2:].replace("-", "_")
-
-
 def _readable(message: str) -> str:
-    """jsonargparse's message in one line, without Python's names of types."""
+    """Joins jsonargparse's message into one line, without names of Python types."""
     message = " ".join(message.split())
     message = re.sub(r"<class '(\w+)'>", r"\1", message)
     message = re.sub(r"Parser key \"?([\w.]+)\"?:", r"--\1:", message)

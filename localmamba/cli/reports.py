@@ -1,4 +1,7 @@
-"""What commands print at their end: figures in a table, and where the files are."""
+"""Output of the commands: result tables and the files of a run.
+
+Names of classes, files and folders are printed as they are, not as rich's markup.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,40 +10,37 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-SHARES = ("accuracy", "top5")
-"""Metrics shown in per cent."""
+from localmamba._format import format_metric, is_fraction
+
+
+def make_console(stderr: bool = False) -> Console:
+    """Creates a console that prints text as it is: no markup, no emoji codes, no highlighting."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def print_results(
     console: Console, title: str, results: Mapping[str, Mapping[str, float]], note: str = ""
 ) -> None:
-    """A row for each model, a column for each metric.
+    """Prints a table with a row per model and a column per metric.
 
     Args:
-        console: Where to.
-        title: Above the table.
-        results: Model -> metric -> value; all with the same metrics.
-        note: Below the table.
+        console: Console from `make_console`.
+        title: Title of the table.
+        results: Metrics of each model, the same ones for all.
+        note: Caption below the table.
     """
     table = Table(title=title, box=box.SIMPLE, show_edge=False, caption=note or None)
     table.add_column("model", no_wrap=True)
     for name in next(iter(results.values())):
-        table.add_column(f"{name} %" if name in SHARES else name, justify="right")
+        table.add_column(f"{name} %" if is_fraction(name) else name, justify="right")
     for model, metrics in results.items():
-        table.add_row(model, *(_number(name, value) for name, value in metrics.items()))
+        table.add_row(model, *(format_metric(name, value) for name, value in metrics.items()))
     console.print(table)
 
 
-def _number(name: str, value: float) -> str:
-    if name in SHARES:
-        return f"{100 * value:.2f}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.1f}" if name == "seconds" else f"{value:.4f}"
-
-
 def print_paths(console: Console, paths: Sequence[Path]) -> None:
-    """The files that a command wrote, below their folder."""
-    console.print(f"\nin {paths[0].parent}:", highlight=False, soft_wrap=True)
+    """Prints the files of a run, relative to the folder of the first."""
+    folder = paths[0].parent
+    console.print(f"\nin {folder}:", soft_wrap=True)
     for path in paths:
-        console.print(f"  {path.relative_to(paths[0].parent)}", highlight=False, soft_wrap=True)
+        console.print(f"  {path.relative_to(folder)}", soft_wrap=True)

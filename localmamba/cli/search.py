@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
 from localmamba.data import Augmentation, ImageSettings
 from localmamba.ops import CANDIDATES
 from localmamba.search import SearchSettings
@@ -69,7 +67,7 @@ def search(
       localmamba search --data IMAGENET --model localvim_search --config imagenet
       localmamba search --config runs/x/config.yaml --output runs/x --resume
     """
-    from localmamba.cli.reports import print_paths
+    from localmamba.cli.reports import make_console, print_paths
     from localmamba.cli.show import draw_search, print_choice
     from localmamba.tasks.run_folder import make_run_folder, write_config
     from localmamba.tasks.search import Search
@@ -93,7 +91,7 @@ def search(
         hardware=hardware,
     )
     ready = Search(job)
-    console = Console()
+    console = make_console()
     folder = make_run_folder(output, f"search-{model}-{Path(data).name}", overwrite or resume)
     config = write_config(folder, "search", job.config())
     searched = ready.run(folder, console, resume=resume)

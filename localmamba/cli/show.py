@@ -1,9 +1,7 @@
-"""`localmamba show`: figures of scan orders, of directions, and of searches."""
+"""`localmamba show`: draws scan orders, directions and searches."""
 
 import json
 import re
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from localmamba.cli.reports import make_console
 from localmamba.ops import check_directions
 from localmamba.search import Choice, agreement, entropy
 
@@ -21,15 +20,15 @@ def show(
     grid: str = "14x14",
     output: Path | None = None,
 ) -> None:
-    """Draws scan orders, the directions of every layer, or what searches came to; PNG and SVG.
+    """Draws scan orders, the directions of every layer, or the results of searches; PNG and SVG.
 
     Args:
-        what: What the names are: scan orders; directions of every layer, as JSON files or models;
-            or folders of searches, of which the agreement is shown too if there are several.
-        names: Such as w7, or localvim_tiny, or runs/x.
+        what: Kind of the names: scan directions; JSON files or models, for the directions of every
+            layer; or folders of searches (prints the agreement of several).
+        names: Names, such as w7, localvim_tiny or runs/x.
         grid: Rows x columns of tokens, for scan orders.
-        output: The figure's path without its ending; by default in the folder of what is drawn, or
-            in this one.
+        output: Path of the figure without suffix; by default beside the file or in the folder
+            drawn, else in the current folder.
 
     Examples:
       localmamba show scan w7 --grid 14x14
@@ -38,38 +37,36 @@ def show(
       localmamba show directions runs/x/directions.json
       localmamba show search runs/seed-0 runs/seed-1
     """
-    draw = {"scan": _show_scans, "directions": _show_directions, "search": _show_searches}
-    console = Console()
-    for path in draw[what](names, grid, output, console):
-        console.print(str(path), highlight=False, soft_wrap=True)
+    console = make_console()
+    if what == "scan":
+        paths = _draw_scans(names, parse_grid(grid), output)
+    elif what == "directions":
+        paths = _draw_directions(names, output)
+    else:
+        paths = _draw_searches(names, output, console)
+    for path in paths:
+        console.print(path, soft_wrap=True)
 
 
 def parse_grid(text: str) -> tuple[int, int]:
-    """`14x20` -> (14, 20)."""
+    """Parses `14x20` as (14, 20)."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if match is None:
         raise ValueError(f"grid must be rows x columns, such as 14x14, got {text!r}")
     return int(match[1]), int(match[2])
 
 
-def _show_scans(
-    names: Sequence[str], grid: str, output: Path | None, console: Console
-) -> list[Path]:
+def _draw_scans(names: list[str], grid: tuple[int, int], output: Path | None) -> list[Path]:
     from localmamba.figures.scans import draw_scans
     from localmamba.figures.style import save_figure
 
-    del console
-    figure = draw_scans(list(names), parse_grid(grid))
-    return save_figure(figure, output or f"scan-{'-'.join(names[:4])}")
+    return save_figure(draw_scans(names, grid), output or f"scan-{'-'.join(names[:4])}")
 
 
-def _show_directions(
-    names: Sequence[str], grid: str, output: Path | None, console: Console
-) -> list[Path]:
+def _draw_directions(names: list[str], output: Path | None) -> list[Path]:
     from localmamba.figures.directions import draw_directions
     from localmamba.figures.style import save_figure
 
-    del grid, console
     paths = []
     for name in names:
         table, title, depths = load_table(name)
@@ -82,61 +79,57 @@ def _show_directions(
 
 
 def load_table(name: str) -> tuple[list[list[str]], str, tuple[int, ...]]:
-    """Directions of every layer, a title and the layers of each stage, of a file or a model.
+    """Loads the directions of every layer, a title and the layers per stage from a file or model.
 
     Raises:
         ValueError: If it is neither, or the model has no directions.
     """
     import timm
 
-    from localmamba.complexity import abstract_model
-    from localmamba.layers import DirectionalMixer
-
     if Path(name).is_file():
         return _load_file(Path(name))
     if not timm.is_model(name):
         raise ValueError(f"{name!r} is neither a file nor a model; see timm.list_models('local*')")
-    mixers = [m for m in abstract_model(name).modules() if isinstance(m, DirectionalMixer)]
-    if not mixers:
+    directions, depths = _model_directions(name)
+    if not directions:
         raise ValueError(f"{name} has no scan directions")
-    return [list(mixer.directions) for mixer in mixers], name, stage_depths(name)
+    return directions, name, depths
 
 
 def _load_file(path: Path) -> tuple[list[list[str]], str, tuple[int, ...]]:
-    """`load_table` for a file of `localmamba search` or `train`, or a bare table."""
+    """Implements `load_table` for a file of `localmamba search` or `train`, or a bare table."""
     import timm
 
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no file of directions: {error}") from None
+        raise ValueError(f"cannot read directions from {path}: {error}") from None
     entry = content if isinstance(content, dict) else {"directions": content}
     rows = entry.get("directions")
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         raise ValueError(f"{path} must hold a list of directions for every layer")
     model = str(entry.get("model", path.stem))
-    depths = stage_depths(model) if timm.is_model(model) else ()
+    depths = _model_directions(model)[1] if timm.is_model(model) else ()
     fits = sum(depths) == len(rows)
     return [check_directions(row) for row in rows], model, depths if fits else ()
 
 
-def stage_depths(model: str) -> tuple[int, ...]:
-    """Blocks of each stage of a hierarchical model; empty for a plain one."""
+def _model_directions(name: str) -> tuple[list[list[str]], tuple[int, ...]]:
+    """Returns the directions of every layer, and the layers per stage of a hierarchical model."""
     from localmamba.complexity import abstract_model
     from localmamba.layers import DirectionalMixer
     from localmamba.models import LocalVMamba
 
-    made = abstract_model(model)
-    if not isinstance(made, LocalVMamba):
-        return ()
-    mixers = [(name, m) for name, m in made.named_modules() if isinstance(m, DirectionalMixer)]
-    return tuple(Counter(name.split(".")[1] for name, _ in mixers).values())
+    model = abstract_model(name)
+    stages = list(model.stages) if isinstance(model, LocalVMamba) else []
+    directions, *depths = (
+        [list(m.directions) for m in part.modules() if isinstance(m, DirectionalMixer)]
+        for part in (model, *stages)
+    )
+    return directions, tuple(map(len, depths))
 
 
-def _show_searches(
-    names: Sequence[str], grid: str, output: Path | None, console: Console
-) -> list[Path]:
-    del grid
+def _draw_searches(names: list[str], output: Path | None, console: Console) -> list[Path]:
     folders = [Path(name) for name in names]
     choices = [Choice.load(folder / "directions.json") for folder in folders]
     for choice in choices:
@@ -146,7 +139,7 @@ def _show_searches(
         chance = len(tables[0][0]) / len(choices[0].candidates)
         console.print(
             f"agreement of {len(tables)} searches: {agreement(tables):.2f} of a layer's directions "
-            f"(at random {chance:.2f})"
+            f"({chance:.2f} at random)"
         )
     stems = [output] * len(folders)
     if output is not None and len(folders) > 1:
@@ -159,11 +152,11 @@ def _show_searches(
 
 
 def draw_search(folder: Path, stem: Path | None = None) -> list[Path]:
-    """The two figures of a search: what it chose, and the probabilities over training.
+    """Draws the directions that a search chose, and the probabilities over epochs.
 
     Args:
-        folder: Of the search.
-        stem: Beginning of the paths; by default the figures go into the folder.
+        folder: Run folder of the search.
+        stem: Prefix of the paths; by default the figures go into the folder.
     """
     from localmamba.figures.directions import draw_directions
     from localmamba.figures.probabilities import draw_probabilities
@@ -185,18 +178,18 @@ def draw_search(folder: Path, stem: Path | None = None) -> list[Path]:
 
 
 def print_choice(console: Console, choice: Choice) -> None:
-    """A row for each layer: its directions and how undecided it is."""
-    undecided = entropy(choice.probabilities)
+    """Prints the directions of each layer and the entropy of its probabilities."""
+    entropies = entropy(choice.probabilities)
     state = "" if choice.epoch == choice.epochs else f", epoch {choice.epoch} of {choice.epochs}"
     table = Table(
         title=f"{choice.model}, {choice.strategy}, seed {choice.seed}{state}",
         box=box.SIMPLE,
         show_edge=False,
-        caption=f"entropy: 0 decided, 1 uniform; in the mean {sum(undecided) / len(undecided):.3f}",
+        caption=f"entropy: 0 decided, 1 uniform; mean {sum(entropies) / len(entropies):.3f}",
     )
     table.add_column("layer", justify="right")
     table.add_column("directions")
     table.add_column("entropy", justify="right")
-    for layer, (names, value) in enumerate(zip(choice.directions, undecided, strict=True), start=1):
+    for layer, (names, value) in enumerate(zip(choice.directions, entropies, strict=True), start=1):
         table.add_row(str(layer), " ".join(names), f"{value:.3f}")
     console.print(table)

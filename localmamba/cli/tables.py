@@ -1,16 +1,15 @@
-"""`localmamba tables`: tables 1 and 2 of the paper, counted anew.
+"""`localmamba tables`: reproduces the sizes of tables 1 and 2 of the paper.
 
-Accuracies are the paper's and nothing else: no model is trained here.
+Accuracies are the paper's; no model is trained here.
 """
 
-import csv as csv_format
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from localmamba.cli.reports import make_console
 from localmamba.complexity import abstract_model, count_multiply_adds, count_parameters
 from localmamba.layers import LocalVimBlock, LocalVMambaBlock
 from localmamba.models import LocalVim, LocalVMamba
@@ -18,15 +17,15 @@ from localmamba.models import LocalVim, LocalVMamba
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of the paper's table 2, as printed there.
+    """A row of the paper's table 2, as printed.
 
     Attributes:
-        name: The paper's name.
-        model: timm's.
-        parameters: Millions.
-        flops: Billions of multiply-adds.
-        top1: ImageNet-1K accuracy, %.
-        size: Pixels along a side.
+        name: Name in the paper.
+        model: Name in timm.
+        parameters: Number of parameters in millions.
+        flops: Multiply-adds in billions.
+        top1: ImageNet-1K accuracy in %.
+        size: Side of the images in pixels.
     """
 
     name: str
@@ -63,17 +62,17 @@ PAPER = (
 )
 
 WIDE = 110
-"""Columns of a terminal that has room for the models' names in timm."""
+"""Minimum terminal width to show the models' names in timm."""
 
 TABLE_1 = ("LocalVim-T", "LocalVim-S", "LocalVMamba-T", "LocalVMamba-S")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What this package counts for a row.
+    """Counts of a model.
 
     Attributes:
-        parameters: Exact.
+        parameters: Number of parameters.
         as_paper: Multiply-adds by the paper's rule.
         all: Multiply-adds of everything that runs.
     """
@@ -84,7 +83,7 @@ class Counts:
 
 
 def count_row(row: PaperRow) -> Counts:
-    """Counts the model of a row; no weights are made, no image is computed."""
+    """Counts the model of a row on the meta device."""
     model = abstract_model(row.model)
     return Counts(
         count_parameters(model),
@@ -94,36 +93,35 @@ def count_row(row: PaperRow) -> Counts:
 
 
 def tables(csv: Path | None = None) -> None:
-    """Prints the paper's tables 1 and 2 with parameters and multiply-adds counted anew.
+    """Prints the paper's tables 1 and 2 beside the parameters and multiply-adds of this package.
 
     Args:
-        csv: Also writes the rows to this file.
+        csv: CSV file to write the rows to.
 
     Examples:
       localmamba tables
       localmamba tables --csv tables.csv
     """
     counted = {row: count_row(row) for row in PAPER}
-    console = Console()
+    console = make_console()
     console.print(_table_1(counted), "")
     console.print(_table_2(counted, with_names=console.width >= WIDE), "")
-    console.print(LEGEND, soft_wrap=True, highlight=False)
+    console.print(LEGEND, soft_wrap=True)
     if csv is not None:
         _write_csv(counted, csv)
-        console.print(f"written to {csv}")
+        console.print(f"written to {csv}", soft_wrap=True)
 
 
 LEGEND = (
-    "params: exact. as paper: multiply-adds by the rule that the paper's tables were made with, "
-    "which differs between plain and hierarchical models. all: everything that runs, one rule for "
-    "every model. Both stand in localmamba/complexity.py. !: does not round to the paper's figure; "
-    "for models of others the paper quotes their papers. *: without search. Accuracies are the "
-    "paper's."
+    "as paper: multiply-adds by the rule of the paper's tables, which differs between plain and "
+    "hierarchical models. all: everything that runs, by one rule for every model. Both rules are "
+    "in localmamba/complexity.py. !: does not round to the paper's figure; for other authors' "
+    "models the paper quotes their papers. *: without search. Accuracies are the paper's."
 )
 
 
 def rounds_to(value: float, printed: str) -> bool:
-    """Whether a figure, rounded to as many decimals as the printed one has, is that one."""
+    """Whether a value rounds to a printed figure, at its number of decimals."""
     decimals = len(printed.partition(".")[2])
     return f"{value:.{decimals}f}" == printed
 
@@ -133,7 +131,7 @@ def _mark(text: str, value: float, printed: str) -> str:
 
 
 def _figures(row: PaperRow, counts: Counts) -> list[str]:
-    """The columns that both tables share."""
+    """Returns the cells that both tables share."""
     millions, billions = counts.parameters / 1e6, counts.as_paper / 1e9
     return [
         _mark(f"{counts.parameters:,}", millions, row.parameters),
@@ -157,7 +155,7 @@ def _empty_table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> T
 
 
 def describe_layout(model: LocalVim | LocalVMamba) -> tuple[str, str]:
-    """Widths and blocks, by stage where there are stages."""
+    """Returns widths and numbers of blocks, per stage for hierarchical models."""
     stages = list(model.stages) if isinstance(model, LocalVMamba) else [model]
     widths = dict.fromkeys(str(feature["num_chs"]) for feature in model.feature_info)
     blocks = (
@@ -187,6 +185,8 @@ def _table_2(counted: dict[PaperRow, Counts], with_names: bool) -> Table:
 
 
 def _write_csv(counted: dict[PaperRow, Counts], path: Path) -> None:
+    from localmamba.tasks.run_folder import write_csv
+
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         {
@@ -200,7 +200,4 @@ def _write_csv(counted: dict[PaperRow, Counts], path: Path) -> None:
         }
         for row, counts in counted.items()
     ]
-    with path.open("w", newline="") as file:
-        writer = csv_format.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows)

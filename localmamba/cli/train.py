@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from localmamba.data import Augmentation, ImageSettings
 from localmamba.tasks.settings import Hardware, TrainingSettings
 
@@ -56,7 +54,7 @@ def train(
       localmamba train --data IMAGENET --model localvim_tiny --config imagenet-localvim --devices 8
       localmamba train --config runs/train-localvim_demo-digits/config.yaml
     """
-    from localmamba.cli.reports import print_paths, print_results
+    from localmamba.cli.reports import make_console, print_paths, print_results
     from localmamba.figures.curves import draw_curves
     from localmamba.figures.style import save_figure
     from localmamba.tasks.job import TrainingJob
@@ -81,7 +79,7 @@ def train(
     if not is_main_process():
         ready.run()
         return
-    console = Console()
+    console = make_console()
     folder = make_run_folder(output, f"train-{model}-{Path(data).name}", overwrite)
     config = write_config(folder, "train", job.config())
     trained = ready.run(folder, console)

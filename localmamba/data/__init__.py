@@ -1,6 +1,6 @@
-"""Images to train on: named data sets and folders, their checks, augmentation and batches.
+"""Image data sets: loading by name or from a folder, validation, augmentation, batching.
 
-A leaf: it imports nothing from the rest of localmamba.
+Imports nothing else from localmamba.
 """
 
 from localmamba.data.examples import Examples, Source, open_image, stratified_split

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises on files that are no images or cut short."""
+"""Exceptions that Pillow raises for files that are not images or are truncated."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled images, held in memory or read when asked for.
+    """Labelled images, in memory or read from files on access.
 
     Attributes:
         images: uint8 [n, H, W] (grey), or n paths.
@@ -36,43 +36,39 @@ class Examples:
         return isinstance(self.images, np.ndarray)
 
     def image(self, index: int) -> Image.Image:
-        """The image of one example.
-
-        Raises:
-            ValueError: If its file cannot be read.
-        """
+        """Returns one image; ValueError if its file cannot be read."""
         item = self.images[index]
         return open_image(item) if isinstance(item, str) else Image.fromarray(item)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Examples":
-        """The examples of these indices, in their order."""
+        """Selects examples by index, in the given order."""
         images = self.images
         chosen = images[indices] if isinstance(images, np.ndarray) else [images[i] for i in indices]
         return Examples(chosen, self.labels[indices])
 
     def checked(self, bad_images: Literal["error", "skip", "unchecked"]) -> "Examples":
-        """The examples whose files can be read.
+        """Returns the examples whose files can be read.
 
-        Every file is decoded once, so that a bad one is found before training, not hours into it.
+        Decodes every file once, so that a bad one is found before training and not hours into it.
 
         Args:
             bad_images: `error`, `skip` (with a warning that counts and names them) or `unchecked`.
 
         Raises:
-            ValueError: If `error` and a file cannot be read, or if none can.
+            ValueError: If a file cannot be read under `error`, or no file can under `skip`.
         """
         if self.in_memory or bad_images == "unchecked":
             return self
         with ThreadPoolExecutor(min(16, cpu_count() or 1)) as pool:
-            good = np.fromiter(pool.map(_decodes, self.images), dtype=bool, count=len(self))
+            good = np.fromiter(pool.map(_is_readable, self.images), dtype=bool, count=len(self))
         bad = [self.images[i] for i in np.flatnonzero(~good)]
         if not bad:
             return self
         names = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
-        what = f"{len(bad)} of {len(self)} files are no images or cut short: {names}"
+        found = f"{len(bad)} of {len(self)} files are not images or are truncated: {names}"
         if bad_images == "error" or not good.any():
-            raise ValueError(f"{what}; remove them, or leave them out with --bad_images skip")
-        warnings.warn(f"left out: {what}", stacklevel=2)
+            raise ValueError(f"{found}; remove them, or skip them with --bad_images skip")
+        warnings.warn(f"skipped {found}", stacklevel=2)
         return self.subset(np.flatnonzero(good))
 
 
@@ -81,11 +77,11 @@ class Source:
     """A data set.
 
     Attributes:
-        name: Its name, or the folder's absolute path.
-        classes: Class names, in the order of the labels.
+        name: Name, or absolute path of the folder.
+        classes: Class names, in label order.
         channels: 1 (grey) or 3 (RGB).
-        splits: Some of `train`, `val` (looked at while training), `test` and, of a folder that is
-            not split, `all`.
+        splits: Some of `train`, `val` (evaluated during training), `test`, and `all` for a folder
+            without split folders.
     """
 
     name: str
@@ -94,27 +90,27 @@ class Source:
     splits: dict[str, Examples]
 
     def split(self, name: str) -> Examples:
-        """One split; ValueError if there is none of that name."""
+        """Returns a split by name; ValueError if there is none."""
         if name not in self.splits:
             raise ValueError(f"{self.name} has no split {name!r}; it has: {', '.join(self.splits)}")
         return self.splits[name]
 
     @property
     def watched(self) -> str:
-        """The split looked at while training: `val`, or `test` where there is no other."""
+        """Name of the split evaluated during training: `val`, else `test`."""
         return "val" if "val" in self.splits else "test"
 
     @property
     def final(self) -> str:
-        """The split of the final figures: `test`, or `val` where there is no other."""
+        """Name of the split for final metrics: `test`, else `val`."""
         return "test" if "test" in self.splits else "val"
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Reads an image file whole.
+    """Reads and decodes an image file.
 
     Raises:
-        ValueError: If it is missing, no image, or cut short.
+        ValueError: If it is missing, not an image, or truncated.
     """
     try:
         with Image.open(path) as image:
@@ -122,7 +118,7 @@ def open_image(path: str | Path) -> Image.Image:
     except FileNotFoundError:
         raise ValueError(f"no such file: {path}") from None
     except UNREADABLE:
-        raise ValueError(f"cannot read {path}: it is no image, or cut short") from None
+        raise ValueError(f"cannot read {path}: not an image, or truncated") from None
     return image
 
 
@@ -133,12 +129,12 @@ def stratified_split(
 
     Args:
         labels: int [n].
-        held_out: Share of every class that goes to the second part; at least one example of a class
-            that has two or more.
-        seed: Of the choice; the same seed gives the same split anywhere.
+        held_out: Fraction of each class in the second part; minimum one example for a class with
+            two or more.
+        seed: Random seed; the split depends on nothing else.
 
     Returns:
-        Sorted indices of the two parts.
+        Sorted indices of both parts.
     """
     generator = np.random.default_rng(seed)
     parts = []
@@ -150,10 +146,10 @@ def stratified_split(
     return np.setdiff1d(np.arange(len(labels)), second), second
 
 
-def _decodes(path: str) -> bool:
+def _is_readable(path: str) -> bool:
     try:
         with Image.open(path) as image:
-            # JPEG decodes several times faster at an eighth of the size, and still to the end.
+            # JPEG decodes the whole file several times faster at an eighth of the size.
             image.draft("RGB", (image.width // 8, image.height // 8))
             image.load()
     except UNREADABLE:

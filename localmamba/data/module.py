@@ -1,4 +1,4 @@
-"""Batches for Lightning."""
+"""Lightning data module of an image data set."""
 
 from os import cpu_count
 from typing import Any
@@ -22,7 +22,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class ImageFiles(Dataset):
-    """Examples through a transform, one at a time: (uint8 [C, H, W], label)."""
+    """Examples transformed on access: (uint8 [C, H, W], label)."""
 
     def __init__(self, examples: Examples, transform: Transform):
         self.examples = examples
@@ -36,7 +36,7 @@ class ImageFiles(Dataset):
 
 
 class ImageTensors(Dataset):
-    """Examples kept in memory after their transform: a batch is one lookup."""
+    """Examples transformed once and kept in memory; a batch is one indexing operation."""
 
     def __init__(self, examples: Examples, transform: Transform):
         self.images = torch.stack([transform(examples.image(i)) for i in range(len(examples))])
@@ -46,22 +46,22 @@ class ImageTensors(Dataset):
         return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """The batch of these indices; DataLoader asks for it in this way."""
+        """Returns a batch; called by DataLoader instead of `__getitem__` per index."""
         return self.images[indices], self.labels[indices]
 
 
 class ImageData(LightningDataModule):
-    """A data set as batches of normalised images.
+    """Batches of normalised images.
 
     Args:
         source: The data set.
-        spec: What the model takes as input.
-        settings: Batch size, workers, what to do with bad files.
-        augmentation: Of the training images.
-        evaluated: The split of the validation batches; by default `source.watched`.
+        spec: Input of the model.
+        settings: Batch size, workers, handling of bad files.
+        augmentation: Augmentation of the training images; none by default.
+        evaluated: Split of the validation batches; by default `source.watched`.
 
     Raises:
-        ValueError: From `setup`, on image files that cannot be read.
+        ValueError: In `setup`, if image files cannot be read.
     """
 
     def __init__(
@@ -82,59 +82,57 @@ class ImageData(LightningDataModule):
         self._datasets: dict[tuple[str, bool], ImageFiles | ImageTensors] = {}
 
     def dataset(self, split: str, training: bool = False) -> ImageFiles | ImageTensors:
-        """One split, checked, with the transform of training or evaluation; made once."""
+        """Returns a checked split with the transform of training or evaluation; cached."""
         key = (split, training)
         if key not in self._datasets:
             examples = self.source.split(split).checked(self.settings.bad_images)
             transform = eval_transform(self.spec)
             if training:
                 transform = train_transform(self.spec, self.augmentation)
-            varies = training and self.augmentation.per_image
-            kind = ImageTensors if examples.in_memory and not varies else ImageFiles
+            random = training and self.augmentation.per_image
+            kind = ImageTensors if examples.in_memory and not random else ImageFiles
             self._datasets[key] = kind(examples, transform)
         return self._datasets[key]
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and checks what the stage needs, so that bad files are found before it starts."""
+        """Loads and checks the splits of a stage, so that bad files are found before it starts."""
         if stage in (None, "fit"):
             self.dataset("train", training=True)
         self.dataset(self.evaluated)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled, whole batches only; a set smaller than a batch is one batch."""
+        """Shuffled batches without the incomplete last one; a set below one batch is one batch."""
         return self.loader("train", training=True)
 
     def val_dataloader(self) -> DataLoader:
-        """The split that is evaluated."""
+        """Batches of the evaluated split, in order."""
         return self.loader(self.evaluated)
 
     def loader(self, split: str, training: bool = False) -> DataLoader:
-        """Batches of one split, in order unless `training`."""
+        """Batches of a split, in order unless `training`."""
         dataset = self.dataset(split, training)
         in_memory = isinstance(dataset, ImageTensors)
-        workers = 0 if in_memory else self._workers()
+        default = min(8, cpu_count() or 1)
+        chosen = default if self.settings.workers is None else self.settings.workers
+        workers = 0 if in_memory else chosen
         return DataLoader(
             dataset,
             batch_size=min(self.settings.batch_size, len(dataset)),
             shuffle=training,
             drop_last=training,
             num_workers=workers,
-            collate_fn=_as_is if in_memory else None,
+            collate_fn=_identity if in_memory else None,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _workers(self) -> int:
-        workers = self.settings.workers
-        return min(8, cpu_count() or 1) if workers is None else workers
-
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augments (training only) and normalises, on the device."""
+        """Augments (in training only) and normalises on the device."""
         del dataloader_idx
         images, labels = batch
         training = self.trainer is not None and self.trainer.training
         return (self.augment(images) if training else normalize(images, self.spec)), labels
 
 
-def _as_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

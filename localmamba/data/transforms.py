@@ -1,4 +1,4 @@
-"""From images to batches: resize and crop on one image at a time, augmentation on batches."""
+"""Image transforms: resize and crop of single images, augmentation of batches on the device."""
 
 import math
 from collections.abc import Callable
@@ -14,21 +14,21 @@ from localmamba.data.settings import Augmentation, InputSpec
 Transform = Callable[[Image.Image], Tensor]
 
 ELASTIC_GRID = 4
-"""Elastic distortion is drawn on a grid of this many points a side, and is smooth in between."""
+"""Control points per side of the elastic displacement field."""
 
 
 def eval_transform(spec: InputSpec) -> Transform:
-    """Resize and centre crop (timm's): image -> uint8 [channels, size, size]."""
+    """Returns timm's resize and centre crop: image -> uint8 [channels, size, size]."""
     from timm.data import create_transform
 
     resize = create_transform(
         spec.size, interpolation=spec.interpolation, crop_pct=spec.crop_pct, normalize=False
     )
-    return transforms.Compose([_to_mode(spec.channels), resize])
+    return transforms.Compose([_to_grey if spec.channels == 1 else _to_rgb, resize])
 
 
 def train_transform(spec: InputSpec, augmentation: Augmentation) -> Transform:
-    """The part of the augmentation that works on one image (timm's), as `eval_transform`."""
+    """Returns timm's crop, colour jitter and policy; output as that of `eval_transform`."""
     from timm.data import create_transform
 
     if not augmentation.per_image:
@@ -46,12 +46,9 @@ def train_transform(spec: InputSpec, augmentation: Augmentation) -> Transform:
         normalize=False,
         separate=True,
     )
-    # timm's policies fill with an RGB colour, so a grey image turns grey after them.
-    return transforms.Compose([_to_mode(3), crop, colour, _to_mode(spec.channels), to_tensor])
-
-
-def _to_mode(channels: int) -> Callable[[Image.Image], Image.Image]:
-    return transforms.Lambda(_to_grey if channels == 1 else _to_rgb)
+    # timm's policies fill with an RGB colour, so grey images are converted after them.
+    to_mode = _to_grey if spec.channels == 1 else _to_rgb
+    return transforms.Compose([_to_rgb, crop, colour, to_mode, to_tensor])
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
@@ -59,57 +56,56 @@ def _to_grey(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    # A palette with transparency goes through RGBA, as Pillow asks.
+    # Pillow warns unless a palette with transparency is converted through RGBA.
     return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
 
 
 def normalize(images: Tensor, spec: InputSpec) -> Tensor:
-    """uint8 [B, C, H, W] -> float32, mean 0 and deviation 1 as far as `spec` knows them."""
-    mean = torch.tensor(spec.mean, device=images.device).view(-1, 1, 1)
-    std = torch.tensor(spec.std, device=images.device).view(-1, 1, 1)
-    return (images.float() / 255 - mean) / std
+    """Scales [B, C, H, W] in 0..255 to float32 and applies the mean and std of `spec`."""
+    return transforms.functional.normalize(images.float() / 255, spec.mean, spec.std)
 
 
 class BatchAugmentation:
-    """The part of the augmentation that works on a batch, on its device.
+    """Flip, affine and elastic distortion, normalisation and erasing of a batch on its device.
 
-    Random numbers come from torch's global generator of the device (erasing: Python's).
+    Every image gets its own parameters. Random numbers come from PyTorch's global generator of the
+    device, those of erasing from Python's.
     """
 
     def __init__(self, spec: InputSpec, augmentation: Augmentation):
         self.spec = spec
         self.augmentation = augmentation
         a = augmentation
-        self.moves = any((a.rotate, a.shift, a.zoom, a.shear, a.elastic))
+        self.distorts = any((a.rotate, a.shift, a.zoom, a.shear, a.elastic))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float32, augmented and normalised."""
+        """Maps uint8 [B, C, H, W] to augmented and normalised float32."""
         if self.augmentation.hflip:
             flip = torch.rand(len(images), device=images.device) < self.augmentation.hflip
             images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
-        if self.moves:
-            grid = self._affine_grid(images) + self._elastic_shift(images)
+        if self.distorts:
+            grid = self._affine_grid(images) + self._elastic_displacement(images)
             images = F.grid_sample(images.float(), grid, align_corners=False)
         images = normalize(images, self.spec)
         return self._erase(images) if self.augmentation.erasing else images
 
     def _affine_grid(self, images: Tensor) -> Tensor:
-        """Where each pixel is read from: [B, H, W, 2], from -1 to 1."""
+        """Samples affine maps; returns sampling positions in [-1, 1], [B, H, W, 2]."""
         a = self.augmentation
 
-        def uniform(largest: float) -> Tensor:
-            return (torch.rand(len(images), device=images.device) * 2 - 1) * largest
+        def uniform(maximum: float) -> Tensor:
+            return (torch.rand(len(images), device=images.device) * 2 - 1) * maximum
 
         angle, shear = uniform(math.radians(a.rotate)), uniform(math.radians(a.shear)).tan()
         zoom = 1 + uniform(a.zoom)
         cos, sin = angle.cos() / zoom, angle.sin() / zoom
-        # Shifts are shares of the side, and the side is 2 long here.
+        # Shifts are fractions of the side, which is 2 units long here.
         rows = [cos, -sin + shear * cos, uniform(2 * a.shift), sin, cos + shear * sin]
         theta = torch.stack([*rows, uniform(2 * a.shift)], dim=1).view(-1, 2, 3)
         return F.affine_grid(theta, list(images.shape), align_corners=False)
 
-    def _elastic_shift(self, images: Tensor) -> Tensor:
-        """A smooth random displacement: [B, H, W, 2]."""
+    def _elastic_displacement(self, images: Tensor) -> Tensor:
+        """Samples smooth displacement fields, [B, H, W, 2]."""
         coarse = torch.randn(len(images), 2, ELASTIC_GRID, ELASTIC_GRID, device=images.device)
         fine = F.interpolate(coarse, images.shape[-2:], mode="bicubic", align_corners=True)
         return fine.permute(0, 2, 3, 1) * (2 * self.augmentation.elastic)

@@ -1,1 +1,1 @@
-"""Figures for the command line. Matplotlib is imported by the modules, not by the package."""
+"""Figures for the command line. The modules import matplotlib, the package does not."""

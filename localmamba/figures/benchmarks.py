@@ -1,4 +1,4 @@
-"""Speed of models: bars at one size, lines over several."""
+"""Throughput of models: bars at one image size, lines over several."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,20 @@ from matplotlib.figure import Figure
 
 from localmamba.benchmark import Result
 
-from .style import FAINT, INK, colours
+from .style import FAINT, PALETTE, styled
 
 
+@styled
 def draw_benchmark(results: Sequence[Result], caption: str = "") -> Figure:
-    """Draws what was measured, a panel for each mode.
+    """Draws throughput, a panel per mode.
 
     Args:
-        results: Measurements; those that failed are left out.
-        caption: Written below: the device and versions.
+        results: Measurements; failed ones are skipped.
+        caption: Caption, with device and versions.
 
     Returns:
-        Bars of images a second where all images had one size; otherwise, over the size, tokens of
-        16 x 16 pixels a second, which stay the same where cost grows linearly with the image.
+        Bars of images per second if there is one image size; else lines over the size of tokens of
+        16 x 16 pixels per second, constant if cost is linear in the number of pixels.
 
     Raises:
         ValueError: If every measurement failed.
@@ -36,16 +37,9 @@ def draw_benchmark(results: Sequence[Result], caption: str = "") -> Figure:
     for mode, axes in zip(modes, panels, strict=True):
         shown = [result for result in good if result.setting.mode == mode]
         (_draw_bars if one_size else _draw_lines)(axes, shown, models)
-        axes.set_title(mode, fontsize=10, color=INK)
-        axes.tick_params(labelsize=8, color=FAINT)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(mode)
     if not one_size:
-        figure.legend(
-            *panels[0].get_legend_handles_labels(),
-            loc="outside right upper",
-            fontsize=8,
-            frameon=False,
-        )
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
     figure.supxlabel(caption, fontsize=7, color=FAINT)
     return figure
 
@@ -55,12 +49,12 @@ def _draw_bars(axes: Axes, results: list[Result], models: list[str]) -> None:
     values = [rates.get(model, 0.0) for model in models]
     bars = axes.barh(models, values, color=[_colour(model, models) for model in models])
     labels = [f"{value:,.0f}" if value else "not measured" for value in values]
-    axes.bar_label(bars, labels, fontsize=8, padding=3, color=INK)
+    axes.bar_label(bars, labels, fontsize=8, padding=3)
     axes.margins(x=0.15)
     if not axes.yaxis_inverted():
         axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("images / s", fontsize=9)
+    axes.set_xlabel("images / s")
 
 
 def _draw_lines(axes: Axes, results: list[Result], models: list[str]) -> None:
@@ -72,11 +66,10 @@ def _draw_lines(axes: Axes, results: list[Result], models: list[str]) -> None:
         axes.plot(sizes, rates, "o-", ms=4, label=model, color=_colour(model, models))
     axes.set_xticks(sorted({result.setting.size for result in results}))
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("pixels along a side", fontsize=9)
-    axes.set_ylabel("images / s x tokens of 16 x 16 pixels", fontsize=9)
+    axes.set_xlabel("image side in pixels")
+    axes.set_ylabel("tokens of 16 x 16 pixels / s")
     axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
 def _colour(model: str, models: list[str]) -> str:
-    palette = list(colours(models).values())
-    return palette[models.index(model) % len(palette)]
+    return PALETTE[models.index(model) % len(PALETTE)]

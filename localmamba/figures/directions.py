@@ -1,4 +1,4 @@
-"""The directions of every layer, as the paper's figures 4 and 5 show them."""
+"""Directions of every layer, in the form of the paper's figures 4 and 5."""
 
 from collections.abc import Sequence
 
@@ -6,26 +6,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .style import FAINT, FLIP, INK, PALE, colours, family, order_candidates
+from .style import FAINT, FLIP, INK, PALE, colours, family, order_candidates, styled
 
 
+@styled
 def draw_directions(
     table: Sequence[Sequence[str]],
     title: str = "",
     candidates: Sequence[str] | None = None,
     depths: Sequence[int] = (),
 ) -> Figure:
-    """Draws which directions each layer uses: a column a layer, a row a direction.
+    """Draws the directions of each layer: a column per layer, a row per direction.
 
     Args:
-        table: The directions of each layer.
-        title: Written above.
-        candidates: The rows; by default every direction in the table.
-        depths: Layers of each stage, to part the stages of a hierarchical model.
+        table: Directions of each layer.
+        title: Title of the figure.
+        candidates: Directions of the rows; by default those in the table.
+        depths: Number of layers per stage of a hierarchical model, to separate its stages.
 
     Returns:
-        A filled cell where a layer uses a direction, hatched for flipped ones; on the right, how
-        many layers use it.
+        Figure with a filled cell, hatched for flips, for every direction of a layer, and the
+        number of layers per direction on the right.
     """
     used = [name for row in table for name in row]
     rows = list(candidates) if candidates else order_candidates(used)
@@ -37,10 +38,10 @@ def draw_directions(
         for x, chosen in enumerate(table):
             _draw_cell(axes, x, y, name, palette[family(name)] if name in chosen else PALE)
         count = used.count(name)
-        axes.text(layers + 0.25, y, str(count), va="center", fontsize=9, color=INK)
+        axes.text(layers + 0.25, y, str(count), va="center", fontsize=9)
     axes.text(layers + 0.25, -0.85, "layers", va="center", fontsize=8, color=FAINT)
     _draw_frame(axes, rows, layers, depths)
-    axes.set_title(title, fontsize=12, color=INK, loc="left", pad=18)
+    axes.set_title(title, fontsize=12, loc="left", pad=18)
     return figure
 
 
@@ -56,8 +57,8 @@ def _draw_frame(axes: Axes, rows: list[str], layers: int, depths: Sequence[int])
     axes.set_yticks(range(len(rows)), rows, fontsize=9)
     step = 1 if layers <= 24 else 2
     shown = range(0, layers, step)
-    axes.set_xticks(shown, [str(layer + 1) for layer in shown], fontsize=8)
-    axes.set_xlabel("layer", fontsize=9, color=INK)
+    axes.set_xticks(shown, [str(layer + 1) for layer in shown])
+    axes.set_xlabel("layer")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for y in range(1, len(rows)):

@@ -1,4 +1,4 @@
-"""How a search comes to its choice: probabilities of every layer over training."""
+"""Probabilities of the candidates of every layer over a search."""
 
 import math
 from collections.abc import Sequence
@@ -8,30 +8,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .style import FAINT, FLIP, INK, PALE, colours, family, order_candidates
+from .style import FAINT, FLIP, PALE, PALETTE, colours, family, order_candidates, styled
 
 _NAMED = 12
-"""With more candidates than this a panel names the directions that its layer keeps, no others."""
+"""Maximum number of candidates with a legend; above it panels name only the kept directions."""
 
 _MANY = 5
+"""Maximum number of panels per row and of names per panel."""
 
 
+@styled
 def draw_probabilities(
     history: np.ndarray,
     candidates: Sequence[str],
     directions: Sequence[Sequence[str]],
     title: str = "",
 ) -> Figure:
-    """Draws the probability of every candidate in every layer over training.
+    """Draws the probability of every candidate in every layer over epochs.
 
     Args:
         history: [epochs, layers, C], probabilities after each epoch.
-        candidates: C names.
-        directions: What each layer keeps in the end: drawn thick.
-        title: Written above.
+        candidates: Names of the C candidates.
+        directions: Directions that each layer keeps, drawn thick.
+        title: Title of the figure.
 
     Returns:
-        One panel a layer, all with one scale; flipped directions are dashed.
+        A panel per layer, on one scale; flips are dashed.
     """
     history = np.asarray(history, dtype=float)
     layers = history.shape[1]
@@ -43,19 +45,18 @@ def draw_probabilities(
     for layer, axes in enumerate(panels[:layers]):
         draw(axes, history[:, layer], list(candidates), list(directions[layer]))
         axes.axhline(1 / len(candidates), color=FAINT, lw=0.8, ls=":", zorder=0)
-        axes.set_title(f"layer {layer + 1}", fontsize=8, color=INK, pad=3)
-        axes.tick_params(labelsize=7, length=2, color=FAINT)
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(f"layer {layer + 1}", fontsize=8, pad=3)
+        axes.tick_params(labelsize=7, length=2)
     for axes in panels[layers:]:
         axes.set_axis_off()
-    for axes in panels[layers - columns : layers]:  # the lowest of each column
+    for axes in panels[layers - columns : layers]:  # the lowest panel of each column
         axes.tick_params(labelbottom=True)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     if len(candidates) <= _NAMED:
         _draw_legend(figure, panels[0], list(candidates))
-    figure.supxlabel("epoch", fontsize=9, color=INK)
-    figure.supylabel("probability", fontsize=9, color=INK)
-    figure.suptitle(title, fontsize=12, color=INK)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("probability", fontsize=9)
+    figure.suptitle(title)
     return figure
 
 
@@ -74,22 +75,21 @@ def _draw_line(axes: Axes, values: np.ndarray, name: str, colour: str, kept: boo
 
 
 def _draw_all(axes: Axes, history: np.ndarray, candidates: list[str], kept: list[str]) -> None:
-    """A few candidates: a colour for each family."""
+    """Draws a few candidates, a colour per family."""
     palette = colours(candidates)
     for index, name in enumerate(candidates):
         _draw_line(axes, history[:, index], name, palette[family(name)], name in kept)
 
 
 def _draw_kept(axes: Axes, history: np.ndarray, candidates: list[str], kept: list[str]) -> None:
-    """Many candidates: the kept ones coloured and named in the panel, the others grey."""
+    """Draws many candidates: kept ones coloured and named in the panel, the others grey."""
     last = history[-1]
     ranked = sorted(kept, key=lambda name: -last[candidates.index(name)])
-    palette = list(colours([]).values())
     for index, name in enumerate(candidates):
         if name not in kept:
             _draw_line(axes, history[:, index], name, PALE, kept=False)
     for rank, name in enumerate(ranked):
-        colour = palette[rank % len(palette)]
+        colour = PALETTE[rank % len(PALETTE)]
         _draw_line(axes, history[:, candidates.index(name)], name, colour, kept=True)
         if rank < _MANY:
             y = 0.97 - 0.11 * rank
@@ -103,8 +103,6 @@ def _draw_legend(figure: Figure, axes: Axes, candidates: list[str]) -> None:
         [lines[name] for name in names],
         names,
         loc="outside right center",
-        fontsize=8,
-        frameon=False,
         title="thick: kept\n",
         title_fontsize=8,
     )

@@ -9,23 +9,24 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from ..ops import scan_order
-from .style import FAINT, INK, PALE
+from .style import FAINT, INK, PALE, styled
 
 _NUMBERED = 64
-"""Grids of at most so many tokens show the step in each token."""
+"""Maximum number of tokens for which the figure shows the step of each token."""
 
 
+@styled
 def draw_scans(directions: list[str], grid: tuple[int, int], columns: int = 4) -> Figure:
     """Draws the path of each direction over a grid of tokens, from dark (first) to light (last).
 
     Args:
         directions: Names of scan directions.
         grid: (H, W) in tokens.
-        columns: Most panels in a row.
+        columns: Maximum number of panels per row.
 
     Returns:
-        One panel a direction, windows outlined. A dot marks the first token and a square the last;
-        grids of up to 64 tokens show the step at which each token is read instead.
+        A panel per direction, windows outlined. A dot marks the first token and a square the last;
+        on grids of up to 64 tokens, numbers show the step of each token instead.
 
     Raises:
         ValueError: If a direction is unknown or the grid is empty.
@@ -41,7 +42,7 @@ def draw_scans(directions: list[str], grid: tuple[int, int], columns: int = 4) -
     for axes, order in zip(panels, orders, strict=False):
         _draw_grid(axes, order.name, grid)
         _draw_path(axes, order.index[order.index >= 0], width)
-        axes.set_title(order.name, fontsize=12, color=INK)
+        axes.set_title(order.name, fontsize=12)
     for axes in panels[len(orders) :]:
         axes.set_axis_off()
     return figure
@@ -65,7 +66,7 @@ def _line(border: bool) -> dict:
 
 
 def _window(name: str) -> tuple[int, int] | None:
-    """The (h, w) of a windowed direction."""
+    """Returns the window (h, w) of a windowed direction, else None."""
     match = re.fullmatch(r"w(\d+)(?:x(\d+))?(?:_flip)?", name)
     return match and (int(match[1]), int(match[2] or match[1]))
 
@@ -86,7 +87,7 @@ def _draw_path(axes: Axes, tokens: np.ndarray, width: int) -> None:
 
 
 def _draw_steps(axes: Axes, points: np.ndarray, colours: np.ndarray) -> None:
-    """The number of each step, on the token that it reads."""
+    """Writes the number of each step on its token."""
     for step, ((x, y), colour) in enumerate(zip(points, colours, strict=True), start=1):
         axes.plot(x, y, "o", ms=14, color=colour, zorder=3)
         ink = INK if colour[1] > 0.6 else "white"

@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from localmamba._format import format_metric
 from localmamba.tasks.run_folder import write_csv
 
 LINES = 10
@@ -134,11 +135,6 @@ class ProgressDisplay(Callback):
 def figures_text(metrics: Any) -> str:
     """Metrics in one line: `train_loss 0.1234  val_accuracy 97.21 %`."""
     return "  ".join(
-        f"{name} {float(value):.2%}" if is_share(name) else f"{name} {float(value):.4f}"
+        f"{name} {format_metric(name, float(value), '%')}"
         for name, value in sorted(metrics.items())
     )
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share of the images, to be shown in per cent."""
-    return "accuracy" in metric or "top5" in metric

@@ -1,4 +1,4 @@
-"""A folder of images, and a run on it, for the commands."""
+"""Fixtures of the commands: a folder of images, and a training run on it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ TINY = [
 
 @pytest.fixture
 def tiny() -> list[str]:
-    """Options of a training of a second."""
+    """Options of a training that takes a second."""
     return TINY
 
 
 @dataclass
 class Said:
-    """What a command came to."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -44,7 +44,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def write_photos(root: Path, each: int = 12) -> Path:
-    """Reddish and bluish pictures, 10 x 14."""
+    """Writes reddish and bluish images, 10 x 14."""
     generator = np.random.default_rng(0)
     for channel, name in ((0, "red"), (2, "blue")):
         (root / name).mkdir(parents=True)
@@ -57,13 +57,13 @@ def write_photos(root: Path, each: int = 12) -> Path:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    """A folder that is not split."""
+    """Folder of class folders, without splits."""
     return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="session")
 def trained(photos, tmp_path_factory) -> Path:
-    """The folder of a training on `photos` that tells the classes apart."""
+    """Run folder of a training on `photos` that reaches 100 %."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     options = [*TINY, "--epochs", "12", "--lr", "0.02", "--mixup", "0", "--cutmix", "0"]
     augmentation = ["--color_jitter", "0", "--auto_augment", "null", "--erasing", "0"]

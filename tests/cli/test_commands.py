@@ -1,4 +1,4 @@
-"""train, evaluate, predict as a user runs them."""
+"""Commands train, evaluate and predict, run as by a user."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 
 def accuracy(out: str) -> float:
-    """The accuracy in a table of results."""
+    """Parses the accuracy in a table of results."""
     return float(re.search(r"(\d+\.\d\d)\s+\d+\.\d{4}\s+\d+\s*$", out, re.MULTILINE)[1])
 
 
@@ -76,8 +76,8 @@ def test_predict_goes_on_past_bad_files(run, trained, photos, tmp_path):
     assert said.code == 2
     assert "good.png" in said.out
     assert said.err.splitlines() == [
-        "localmamba predict: cannot read cut.png: it is no image, or cut short",
-        "localmamba predict: cannot read text.png: it is no image, or cut short",
+        "localmamba predict: cannot read cut.png: not an image, or truncated",
+        "localmamba predict: cannot read text.png: not an image, or truncated",
         "localmamba predict: no such file: none.png",
     ]
 
@@ -113,11 +113,13 @@ def test_bad_images_stop_the_training_or_are_counted(run, photos, tiny, tmp_path
     words = ("train", "--data", folder, "--model", "localvim_demo", *tiny)
     said = run(*words)
     assert said.code == 2
-    assert re.search(r"1 of \d+ files are no images or cut short: .*red/00.png; remove", said.err)
+    assert re.search(
+        r"1 of \d+ files are not images or are truncated: .*red/00.png; remove", said.err
+    )
     assert not Path("runs").exists()
     said = run(*words, "--epochs", 1, "--bad-images", "skip")
     assert said.code == 0
-    assert "localmamba train: warning: left out: 1 of " in said.err
+    assert "localmamba train: warning: skipped 1 of " in said.err
     assert said.err.count("\n") == 1
 
 

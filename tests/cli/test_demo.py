@@ -1,4 +1,4 @@
-"""The demo, shortened."""
+"""The demo, on little data."""
 
 import json
 
@@ -6,12 +6,12 @@ import pytest
 
 import localmamba.recipes
 from localmamba.data import Source
-from localmamba.data.named import load_digits
+from localmamba.data.sources import load_digits
 
 
 @pytest.fixture
 def _short(monkeypatch):
-    """One epoch, on a few of the digits, of models of one block."""
+    """Shortens the demo to one epoch on a few digits with models of one block."""
     whole = load_digits()
     few = {name: examples.subset(range(64)) for name, examples in whole.splits.items()}
     source = Source(whole.name, whole.classes, whole.channels, few)

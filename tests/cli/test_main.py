@@ -1,4 +1,4 @@
-"""The command line itself: help, options from files and recipes, wrong words in one line."""
+"""The command line: help, options from files and recipes, errors in one line."""
 
 import subprocess
 import sys
@@ -87,9 +87,9 @@ def sample(
         words: Some words.
         data: Some data.
         kind: One of two.
-        images: See there.
-        flag: Whether.
-        epochs: How many.
+        images: Image settings.
+        flag: A flag.
+        epochs: Number of epochs.
 
     Examples:
       localmamba sample x

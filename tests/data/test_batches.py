@@ -1,4 +1,4 @@
-"""From images to batches: sizes, augmentation, determinism, one transform for files and arrays."""
+"""Batches of images: sizes, augmentation, determinism, equal transforms of files and arrays."""
 
 import dataclasses
 
@@ -129,9 +129,9 @@ def test_erasing_changes_about_its_share_of_the_images():
 @pytest.mark.parametrize(
     ("augmentation", "message"),
     [
-        ({"hflip": 1.5}, "hflip must lie between 0 and 1, got 1.5"),
+        ({"hflip": 1.5}, "hflip must be between 0 and 1, got 1.5"),
         ({"rotate": -1}, "rotate must be at least 0"),
-        ({"crop_scale": (0.5, 0.2)}, "crop_scale must be two shares"),
+        ({"crop_scale": (0.5, 0.2)}, "crop_scale must be two fractions"),
     ],
 )
 def test_wrong_augmentation(augmentation, message):

@@ -1,4 +1,4 @@
-"""Data sets by name and from folders, and what a folder that cannot be used is told."""
+"""Data sets by name and from folders, and the errors of unusable folders."""
 
 import gzip
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_digits_hold_out_a_fixed_fifth_of_every_class():
     assert np.all(np.abs(shares - 0.2) < 0.01)
     again = load_source("digits", ImageSettings(split_seed=5)).split("test")
     assert np.array_equal(test.images, again.images)
-    # No image is on both sides.
+    # No image is in both splits.
     seen = {image.tobytes() for image in train.images}
     assert sum(image.tobytes() in seen for image in test.images) == 0
 
@@ -89,7 +89,9 @@ def test_classes_of_a_trained_model_give_the_labels(tmp_path):
     write_classes(tmp_path, {"b": 2, "c": 2})
     source = load_source(str(tmp_path), classes=["c", "a", "b"])
     assert set(source.split("all").labels.tolist()) == {0, 2}
-    with pytest.raises(ValueError, match=r"classes that the training had not: b; known: a, c"):
+    with pytest.raises(
+        ValueError, match=r"classes that the model was not trained on: b; known: a, c"
+    ):
         load_source(str(tmp_path), classes=["a", "c"])
 
 
@@ -105,12 +107,12 @@ def test_stratified_split_keeps_a_lonely_example_for_training():
     [
         (lambda p: p / "none", "does not exist; allowed: digits, fashion-mnist, or a folder"),
         (lambda p: write_image(p / "x.png"), "is a file; allowed"),
-        (lambda p: p, "holds no class folders; it must hold a folder for each class"),
-        (lambda p: write_classes(p, {"a": 3}), r"holds one class only \(a\)"),
+        (lambda p: p, "has no class folders; it must have a folder for each class"),
+        (lambda p: write_classes(p, {"a": 3}), r"has one class only \(a\)"),
         (lambda p: write_classes(p, {"a": 1, "b": 1}), "a class needs at least two"),
         (
             lambda p: [write_classes(p, {"a": 2}), (p / "b").mkdir()] and p,
-            r"b holds no images \(1 of 2 class folders are empty\); allowed: .bmp",
+            r"b has no images \(1 of 2 class folders are empty\); allowed: .bmp",
         ),
         (
             lambda p: write_classes(p / "test", {"a": 2, "b": 2}).parent,
@@ -124,7 +126,7 @@ def test_stratified_split_keeps_a_lonely_example_for_training():
                 ]
                 and p
             ),
-            "classes that the training had not: z; known: a, b",
+            "classes that the model was not trained on: z; known: a, b",
         ),
     ],
     ids=["missing", "file", "no classes", "one class", "lonely", "empty", "no train", "foreign"],
@@ -143,14 +145,14 @@ def test_unknown_fashion_folder_says_where_it_looked(tmp_path, monkeypatch):
         raise RuntimeError("no internet")
 
     monkeypatch.setattr(FashionMNIST, "download", unreachable)
-    monkeypatch.setattr("localmamba.data.named.FASHION_DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr("localmamba.data.sources.FASHION_DEBIAN", tmp_path / "debian")
     with pytest.raises(ValueError, match=r"neither in .* nor in .*debian.* download failed"):
         load_source("fashion-mnist", ImageSettings(data_root=str(tmp_path)))
 
 
 @pytest.fixture
 def broken(tmp_path) -> Path:
-    """Four good images a class; in class a also a cut JPEG and a text with an image's name."""
+    """Folder of four good images per class; class a also has a truncated JPEG and a text file."""
     write_classes(tmp_path, {"a": 4, "b": 4})
     whole = write_image(tmp_path / "a" / "cut.jpg", size=200).read_bytes()
     (tmp_path / "a" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
@@ -167,7 +169,7 @@ def test_bad_images_are_named(broken):
 
 def test_bad_images_are_left_out_with_a_count(broken):
     examples = load_source(str(broken)).split("all")
-    with pytest.warns(UserWarning, match=r"left out: 2 of 10 files .*cut\.jpg"):
+    with pytest.warns(UserWarning, match=r"skipped 2 of 10 files .*cut\.jpg"):
         good = examples.checked("skip")
     assert np.bincount(good.labels).tolist() == [4, 4]
     assert len(examples.checked("unchecked")) == 10
@@ -184,7 +186,7 @@ def test_only_bad_images_are_an_error_even_when_skipped(tmp_path):
 
 @pytest.mark.parametrize("name", ["cut.jpg", "text.png"])
 def test_open_image_names_the_file(broken, name):
-    with pytest.raises(ValueError, match=rf"cannot read .*{name}: it is no image, or cut short"):
+    with pytest.raises(ValueError, match=rf"cannot read .*{name}: not an image, or truncated"):
         open_image(broken / "a" / name)
 
 
@@ -193,7 +195,7 @@ def test_open_image_names_the_file(broken, name):
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"image_size": 0}, "image_size must be at least 1"),
-        ({"held_out": 1.0}, "held_out must lie between 0 and 1"),
+        ({"held_out": 1.0}, "held_out must be between 0 and 1"),
         ({"crop_pct": 1.5}, "crop_pct must be above 0 and at most 1"),
     ],
 )

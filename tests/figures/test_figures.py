@@ -1,16 +1,18 @@
-"""Figures show what they are given: cells, paths and lines are counted, not looked at."""
+"""Figures contain the cells, paths, lines and texts of their data."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 
+import matplotlib
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from localmamba.benchmark import Result, Setting
 from localmamba.figures.benchmarks import draw_benchmark
+from localmamba.figures.curves import draw_curves
 from localmamba.figures.directions import draw_directions
 from localmamba.figures.probabilities import draw_probabilities
 from localmamba.figures.scans import draw_scans
@@ -76,3 +78,19 @@ def test_a_bar_that_is_missing_is_no_zero():
     figure = draw_benchmark([*measured, result("test_vit", "training")])
     shown = [[text.get_text() for text in axes.texts] for axes in figure.axes]
     assert shown == [["100", "100"], ["100", "not measured"]]
+
+
+@pytest.mark.parametrize("title", ["pay $5", r"$\frac{$", "r[/un]_$x$"])
+def test_titles_are_drawn_as_they_are(title, tmp_path):
+    with matplotlib.rc_context({"text.usetex": True}):  # a user's setting, on a machine without TeX
+        figures = [
+            draw_directions([["h", "v"]], title),
+            draw_probabilities(np.ones((1, 1, 2)), ["h", "v"], [["h"]], title),
+            draw_curves(
+                {title: [{"epoch": 1, "train_loss": 1, "val_loss": 1, "val_accuracy": 0.5}]}, title
+            ),
+        ]
+        for i, figure in enumerate(figures):
+            save_figure(figure, tmp_path / str(i))
+    texts = [text.get_text() for text in figures[2].axes[1].get_legend().get_texts()]
+    assert texts == [f"{title}: 50.00 %"]

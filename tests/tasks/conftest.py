@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from localmamba.data import Source
-from localmamba.data.named import load_digits
+from localmamba.data.sources import load_digits
 from localmamba.tasks.job import TrainingJob
 
 
