@@ -89,8 +89,11 @@ class LocalVimMixer(DirectionalMixer):
     def _mix_directions(
         self, x: Tensor, z: Tensor, height: int, width: int, class_token: int
     ) -> Tensor:
-        """Scans tokens [B, L, D], gates by z and combines the directions."""
-        y = self._scan(x, height, width, class_token)
+        """Scans tokens [B, L, D] and combines the directions; overridden by supernets."""
+        return self._combine(self._scan(x, height, width, class_token), z)
+
+    def _combine(self, y: Tensor, z: Tensor) -> Tensor:
+        """Gates the outputs of the directions and adds them: [B, K, L, D] -> [B, L, D]."""
         if self.attn is None:
             return combine_directions(y, None, None, z)
         return self.attn.join(y, z, gate_first=True)

@@ -81,8 +81,11 @@ class SS2D(DirectionalMixer):
         return saturate(self.out_proj(saturate(y))).unflatten(1, (height, width))
 
     def _mix_directions(self, x: Tensor, z: Tensor, height: int, width: int) -> Tensor:
-        """Scans tokens [B, L, D], combines the directions, normalises and gates by z."""
-        y = self._scan(x, height, width, -1)
+        """Scans tokens [B, L, D] and combines the directions; overridden by supernets."""
+        return self._combine(self._scan(x, height, width, -1), z)
+
+    def _combine(self, y: Tensor, z: Tensor) -> Tensor:
+        """Adds the outputs of the directions, normalizes, gates: [B, K, L, D] -> [B, L, D]."""
         norm = self.norm
         if self.attn is None:
             return combine_directions(y, None, None, z, norm.weight, norm.bias, norm.eps)

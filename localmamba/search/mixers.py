@@ -195,26 +195,22 @@ class SupernetMixer(DirectionalMixer):
 class SupernetSS2D(SupernetMixer, SS2D):
     """`SS2D` in a supernet of LocalVMamba."""
 
-    _add_directions = SS2D._mix_directions
-
     def _mix_directions(self, x: Tensor, z: Tensor, height: int, width: int) -> Tensor:
         weights = self._branch_weights()
         if weights is None:
-            return self._add_directions(x, z, height, width)
+            return self._combine(self._scan(x, height, width, -1), z)
         return self.norm(self._weighted_sum(x, None, (height, width, -1), weights)) * F.silu(z)
 
 
 class SupernetLocalVimMixer(SupernetMixer, LocalVimMixer):
     """`LocalVimMixer` in a supernet of LocalVim."""
 
-    _add_directions = LocalVimMixer._mix_directions
-
     def _mix_directions(
         self, x: Tensor, z: Tensor, height: int, width: int, class_token: int
     ) -> Tensor:
         weights = self._branch_weights()
         if weights is None:
-            return self._add_directions(x, z, height, width, class_token)
+            return self._combine(self._scan(x, height, width, class_token), z)
         return self._weighted_sum(x, z, (height, width, class_token), weights)
 
 
