@@ -8,8 +8,8 @@ from torch import nn
 
 from localmamba.data import ImageSettings, InputSpec
 from localmamba.layers import DirectionalMixer
-from localmamba.search import make_supernet
 from localmamba.models.directions import DirectionTable
+from localmamba.search import make_supernet
 
 
 def check_model(name: str) -> str:
