@@ -218,11 +218,7 @@ StrategyClass = TypeVar("StrategyClass", bound=type[Strategy])
 
 
 def register_strategy(name: str) -> Callable[[StrategyClass], StrategyClass]:
-    """Registers a class under a name in `STRATEGIES`, and so on the command line.
-
-    Raises:
-        ValueError: If another class has that name.
-    """
+    """Registers a class in `STRATEGIES`, and so on the command line; ValueError if taken."""
 
     def register(strategy: StrategyClass) -> StrategyClass:
         if name in STRATEGIES:
@@ -235,22 +231,14 @@ def register_strategy(name: str) -> Callable[[StrategyClass], StrategyClass]:
 
 
 def find_strategy(name: str) -> type[Strategy]:
-    """Returns the strategy of that name.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Returns the strategy of that name; ValueError if there is none."""
     if name not in STRATEGIES:
         raise ValueError(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}")
     return STRATEGIES[name]
 
 
 def make_strategy(name: str, model: nn.Module, settings: SearchSettings, seed: int = 0) -> Strategy:
-    """Constructs the strategy of that name for a model, see `Strategy`.
-
-    Raises:
-        ValueError: If the name is unknown or the model does not fit.
-    """
+    """Constructs the strategy of that name; ValueError if it or the model does not fit."""
     return find_strategy(name)(model, settings, seed)
 
 
