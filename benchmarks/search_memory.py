@@ -22,9 +22,7 @@ from torch import Tensor
 
 import localmamba  # noqa: F401 - registers the models
 from localmamba.ops import PADDING, scan_order
-from localmamba.search import SearchSettings, make_strategy
-from localmamba.search.step import search_step
-from localmamba.search.supernet import find_mixers
+from localmamba.search import SearchSettings, find_mixers, make_strategy, search_step
 
 GRID = (14, 14)
 CANDIDATES = 128
@@ -38,23 +36,23 @@ class Case:
 
     Attributes:
         strategy: Name in `localmamba.search.STRATEGIES`.
-        at_once: Number of directions per chunk, 0 for all.
+        chunk_size: Number of directions per chunk, 0 for all.
         checkpointing: Whether to recompute blocks in the backward pass.
     """
 
     strategy: str
-    at_once: int = 0
+    chunk_size: int = 0
     checkpointing: bool = False
 
 
 CASES = (
-    Case("softmax", at_once=8, checkpointing=True),
+    Case("softmax", chunk_size=8, checkpointing=True),
     Case("softmax", checkpointing=True),
     Case("single_path"),
     Case("single_path", checkpointing=True),
     Case("binary_gates"),
     Case("binary_gates", checkpointing=True),
-    Case("partial_channels", at_once=8, checkpointing=True),
+    Case("partial_channels", chunk_size=8, checkpointing=True),
 )
 
 
@@ -80,14 +78,13 @@ def measure(case: Case, batch: int, timed: int) -> dict:
     before = torch.cuda.memory_allocated()
     torch.manual_seed(0)
     candidates = many_directions(CANDIDATES)
-    weighted = case.strategy != "single_path"
     with torch.device("cuda"):
-        model = timm.create_model("localvim_search", directions=candidates, search=weighted)
+        model = timm.create_model("localvim_search", directions=candidates)
     settings = SearchSettings(keep=KEEP, choice_warmup=0.0)
     strategy = make_strategy(case.strategy, model, settings)
     model.cuda().set_grad_checkpointing(case.checkpointing)
     for mixer in find_mixers(model):
-        mixer.at_once = case.at_once
+        mixer.chunk_size = case.chunk_size
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-3)
     images = torch.randn(batch, 3, 224, 224, device="cuda")

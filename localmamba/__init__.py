@@ -3,7 +3,7 @@
 Importing this package registers its models in timm: `timm.create_model("localvim_tiny")`.
 """
 
-from . import layers, models, ops
+from . import layers, models, ops, search
 from .layers import SS2D, LocalVimMixer, SCAttn
 from .models import (
     DenseBackbone,
@@ -26,5 +26,6 @@ __all__ = [
     "load_released",
     "models",
     "ops",
+    "search",
     "searched_directions",
 ]

@@ -18,8 +18,7 @@ import localmamba  # noqa: F401 - registers the models
 from localmamba.data import InputSpec
 from localmamba.data.sources import FASHION_CLASSES
 from localmamba.ops import CANDIDATES
-from localmamba.search import SearchSettings, Strategy, entropy, make_strategy
-from localmamba.search.step import search_step
+from localmamba.search import SearchSettings, Strategy, entropy, make_strategy, search_step
 from localmamba.tasks.checkpoints import Card, save_checkpoint
 from localmamba.tasks.optimization import make_optimizer, make_schedule
 from localmamba.tasks.settings import TrainingSettings
@@ -188,8 +187,7 @@ def prepare_search(
 ) -> tuple[Strategy, Trainer, Tensor]:
     """Creates a supernet; returns its strategy, trainer and held-out image indices."""
     torch.manual_seed(seed)
-    search = strategy_name != "single_path"
-    model, _ = make_model(setup, directions=CANDIDATES, search=search)
+    model, _ = make_model(setup, directions=CANDIDATES)
     model.to(data.device)
     settings = SearchSettings(KEEP, population=setup.population, generations=setup.generations)
     strategy = make_strategy(strategy_name, model, settings, seed)
@@ -223,7 +221,7 @@ def search(data: Data, setup: Setup, strategy_name: str, seed: int) -> dict:
         if done % trainer.per_epoch == 0:
             strategy.end_epoch()
             history.append(strategy.probabilities().tolist())
-    chosen = held_out[: strategy.settings.judge_images]
+    chosen = held_out[: strategy.settings.val_images]
     val_batches = data.images[chosen], data.labels[chosen]
     trainer.model.eval()
     probabilities = strategy.conclude(lambda: evaluate(trainer.model, *val_batches)[0])

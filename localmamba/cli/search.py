@@ -1,11 +1,12 @@
 """`localmamba search`: the scan directions of every layer, from a data set to a run folder."""
 
+import inspect
 from pathlib import Path
 from typing import Any, Literal
 
 from localmamba.data import Augmentation, ImageSettings
 from localmamba.ops import CANDIDATES
-from localmamba.search import SearchSettings
+from localmamba.search import DEFAULT_STRATEGY, STRATEGIES, SearchSettings
 from localmamba.tasks.settings import Hardware, TrainingSettings
 
 
@@ -18,9 +19,9 @@ def search(
     settings: SearchSettings,
     hardware: Hardware,
     candidates: list[str] | None = None,
-    strategy: Literal["softmax", "single_path", "binary_gates", "partial_channels"] = "softmax",
+    strategy: Literal[tuple(STRATEGIES)] = DEFAULT_STRATEGY,  # type: ignore[valid-type]
     model_args: dict[str, Any] | None = None,
-    at_once: int = 0,
+    chunk_size: int = 0,
     checkpointing: bool = False,
     seed: int = 0,
     output: Path | None = None,
@@ -47,13 +48,10 @@ def search(
         hardware: See there.
         candidates: Directions to choose from, such as h v w3 w2x7 hilbert_flip; the paper's
             eight if not given.
-        strategy: How; softmax is the paper's search. The others need less memory: single_path
-            trains a few directions at a time and compares choices on held-out images,
-            binary_gates lets pairs of directions compete, partial_channels searches with a part
-            of the channels.
+        strategy: {strategies}
         model_args: Further arguments of the model, such as '{embed_dim: 64}'.
-        at_once: With many candidates, so many directions of a layer run at a time and again in the
-            backward pass, which saves memory; 0 for all at once.
+        chunk_size: Directions of a layer that are computed at a time, and again in the backward
+            pass, which saves memory with many candidates; 0 for all.
         checkpointing: Whether layers are run again in the backward pass, to save memory.
         seed: Of everything that is drawn; one seed, one result.
         output: Folder of the run; runs/search-MODEL-DATA by default, numbered if that is taken.
@@ -81,7 +79,7 @@ def search(
         candidates=tuple(candidates or CANDIDATES),
         strategy=strategy,
         model_args=model_args or {},
-        at_once=at_once,
+        chunk_size=chunk_size,
         checkpointing=checkpointing,
         seed=seed,
         search=settings,
@@ -101,3 +99,14 @@ def search(
     supernet = folder / "supernet.safetensors"
     paths = [config, *(folder / name for name in names), *([supernet] * supernet.is_file())]
     print_paths(console, [*paths, *figures])
+
+
+def _describe_strategies() -> str:
+    """Returns a sentence for each strategy, the first of its docstring."""
+    lines = (
+        (inspect.getdoc(strategy) or "").partition("\n")[0] for strategy in STRATEGIES.values()
+    )
+    return " ".join(f"{name}: {line}" for name, line in zip(STRATEGIES, lines, strict=True))
+
+
+search.__doc__ = (search.__doc__ or "").replace("{strategies}", _describe_strategies())

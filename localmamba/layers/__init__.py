@@ -3,7 +3,7 @@
 from .blocks import LocalVimBlock, LocalVMambaBlock
 from .drop_path import DropPath
 from .local_vim_mixer import LocalVimMixer
-from .mixer import DirectionalMixer, mix_branches
+from .mixer import DirectionalMixer
 from .norm import LayerNorm, RMSNorm
 from .patch_embed import PatchEmbed
 from .patch_merging import PatchMerging
@@ -26,6 +26,5 @@ __all__ = [
     "RMSNorm",
     "S6Branches",
     "SCAttn",
-    "mix_branches",
     "resize_table",
 ]

@@ -29,7 +29,6 @@ class LocalVimBlock(nn.Module):
         dim: Width C.
         directions: Scan directions of the mixer.
         scattn: Its SCAttn, see `LocalVimMixer`.
-        search: Whether the mixer is a supernet's.
         class_token: Whether a class token stands in the middle of the sequence.
         merge: How the mixer joins directions.
         expand: Inner channels over C.
@@ -44,7 +43,6 @@ class LocalVimBlock(nn.Module):
         dim: int,
         directions: Sequence[str] = ("h", "h_flip", "w2", "w2_flip"),
         scattn: str | None = "channel",
-        search: bool = False,
         class_token: bool = False,
         merge: str = "sum",
         expand: float = 2.0,
@@ -58,7 +56,7 @@ class LocalVimBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.norm = RMSNorm(dim, **dd)
         self.mixer = LocalVimMixer(
-            dim, directions, scattn, search, class_token, merge, expand, d_state, **dd
+            dim, directions, scattn, class_token, merge, expand, d_state, **dd
         )
 
     def forward(
@@ -100,7 +98,6 @@ class LocalVMambaBlock(nn.Module):
         dim: Width C.
         directions: Scan directions of the mixer.
         scattn: Its SCAttn, see `SS2D`.
-        search: Whether the mixer is a supernet's.
         expand: Inner channels over C.
         d_state: States per channel.
         drop_path: Rate at which the hidden tokens that come in are dropped, by image.
@@ -113,7 +110,6 @@ class LocalVMambaBlock(nn.Module):
         dim: int,
         directions: Sequence[str] = ("h", "v", "h_flip", "v_flip"),
         scattn: str | None = "channel",
-        search: bool = False,
         expand: float = 2.0,
         d_state: int = 16,
         drop_path: float = 0.0,
@@ -124,7 +120,7 @@ class LocalVMambaBlock(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.drop_path = DropPath(drop_path)
         self.norm = nn.LayerNorm(dim, **dd)
-        self.mixer = SS2D(dim, directions, scattn, search, expand, d_state, **dd)
+        self.mixer = SS2D(dim, directions, scattn, expand, d_state, **dd)
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One step of the residual stream.

@@ -22,7 +22,6 @@ class LocalVimMixer(DirectionalMixer):
         dim: Width C of the tokens.
         directions: Names of the scan directions, see `localmamba.ops.list_directions()`.
         scattn: `channel` (the release), `channel+spatial` (the paper), or None.
-        search: Whether this is a supernet's mixer, see `DirectionalMixer`.
         class_token: Whether a class token stands in the middle of the sequence, at position
             H * W // 2. Every direction reads it at that same step.
         merge: `sum`, or `mean` (the later Vim), of the directions.
@@ -48,7 +47,6 @@ class LocalVimMixer(DirectionalMixer):
         dim: int,
         directions: Sequence[str] = ("h", "h_flip", "w2", "w2_flip"),
         scattn: str | None = "channel",
-        search: bool = False,
         class_token: bool = False,
         merge: str = "sum",
         expand: float = 2.0,
@@ -59,29 +57,20 @@ class LocalVimMixer(DirectionalMixer):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(
-            dim, directions, scattn, search, expand, d_state, dt_rank, conv_width, device, dtype
+            dim, directions, scattn, expand, d_state, dt_rank, conv_width, device, dtype
         )
         if merge not in MERGES:
             raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")
         self.class_token = class_token
         self.scale = 1.0 / len(self.directions) if merge == "mean" else 1.0
 
-    def forward(
-        self,
-        x: Tensor,
-        height: int,
-        width: int,
-        branches: list[int] | None = None,
-        weights: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """Mixes the tokens of a grid.
 
         Args:
             x: Tokens row by row, [B, H * W, C], or [B, H * W + 1, C] with a class token.
             height: Rows H of the grid.
             width: Columns W of the grid.
-            branches: Positions in `directions` that run; None for all.
-            weights: What these are added with, [K], as in a supernet; see `DirectionalMixer`.
 
         Returns:
             The shape of x.
@@ -92,15 +81,19 @@ class LocalVimMixer(DirectionalMixer):
         class_token = height * width // 2 if self.class_token else -1
         x = check_tokens(x, height, width, class_token, self.dim)
         x, z = saturate(self.in_proj(x)).chunk(2, dim=-1)
-        weights = self._sum_weights(branches, weights)
-        if weights is None:
-            y = self._scan(x, height, width, class_token, branches)
-            if self.attn is None:
-                out = combine_directions(y, None, None, z)
-            else:
-                out = self.attn.join(y, z, gate_first=True)
-        else:
-            out = self._mix(x, z, height, width, class_token, branches, weights)
+        out = self._mix_directions(x, z, height, width, class_token)
         if self.scale != 1.0:
             out = out * self.scale
         return saturate(self.out_proj(saturate(out)))
+
+    def _mix_directions(
+        self, x: Tensor, z: Tensor, height: int, width: int, class_token: int
+    ) -> Tensor:
+        """Scans tokens [B, L, D] and combines the directions; overridden by supernets."""
+        return self._combine(self._scan(x, height, width, class_token), z)
+
+    def _combine(self, y: Tensor, z: Tensor) -> Tensor:
+        """Gates the outputs of the directions and adds them: [B, K, L, D] -> [B, L, D]."""
+        if self.attn is None:
+            return combine_directions(y, None, None, z)
+        return self.attn.join(y, z, gate_first=True)

@@ -1,12 +1,10 @@
-"""What the mixers share: S6 branches along several directions, SCAttn, and how they are joined."""
+"""Base class of the mixers: S6 branches along several directions, and SCAttn."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.models import checkpoint
 from torch import Tensor, nn
 
 from ..ops import check_directions, scan_index
@@ -14,7 +12,7 @@ from .precision import saturate
 from .s6 import S6Branches
 from .scattn import SCAttn
 
-for _name in ("scan_index", "mix_branches", "check_tokens", "saturate"):
+for _name in ("scan_index", "saturate"):
     torch.fx.wrap(_name)
 
 
@@ -30,55 +28,14 @@ def check_tokens(x: Tensor, height: int, width: int, class_token: int, dim: int)
     return x
 
 
-def mix_branches(
-    y: Tensor,
-    weights: Tensor,
-    channel_weights: Tensor | None = None,
-    token_weights: Tensor | None = None,
-    z: Tensor | None = None,
-) -> Tensor:
-    """The supernet's sum: branches are gated and weighed, normalised without affine, then added.
-
-    Args:
-        y: Outputs of the directions, [B, K, L, D].
-        weights: Of the sum, [K].
-        channel_weights: From SCAttn, [B, K, D].
-        token_weights: From SCAttn, [B, K, L].
-        z: Gate, [B, L, D].
-
-    Returns:
-        [B, L, D].
-    """
-    if z is not None:
-        y = y * F.silu(z)[:, None]
-    if channel_weights is not None:
-        y = y * channel_weights[:, :, None]
-    if token_weights is not None:
-        y = y * token_weights[..., None]
-    y = F.layer_norm(y, y.shape[-1:])
-    return torch.einsum("bkld,k->bld", y, weights.to(y.dtype))
-
-
 class DirectionalMixer(nn.Module):
-    """Base of the mixers: tokens pass K S6 branches, each along its own direction, and are joined.
-
-    A mixer with `search` is a supernet's: its branches are joined with weights softmax(`alpha`)
-    after a LayerNorm each (paper section 4.2). For what is sampled from a supernet, `forward` of
-    the mixers takes `branches`, the positions in `directions` that run (the others cost nothing),
-    and `weights`, what they are added with in place of softmax(`alpha`) over those branches.
-
-    Attributes:
-        alpha: Logits of the directions in a supernet, [K]; None elsewhere.
-        passed_dim: Inner channels that pass the directions: all, until `narrow`.
-        at_once: With many candidates a supernet can run so many directions at a time, and again in
-            the backward pass, instead of keeping what all of them compute; 0 for all at once.
+    """Base of the mixers: K S6 branches, each along its own direction, whose outputs are combined.
 
     Args:
         dim: Width C of the tokens.
         directions: Names of the K scan directions.
         scattn: `channel`, `channel+spatial`, or `none` to add the directions as they are. None is
             `none`; `timm.create_model` drops arguments that are None.
-        search: Whether the directions are weighed by `alpha`.
         expand: Inner channels D = expand * dim.
         d_state: States per channel N.
         dt_rank: Rank of the step sizes; ceil(dim / 16) if None.
@@ -95,7 +52,6 @@ class DirectionalMixer(nn.Module):
         dim: int,
         directions: Sequence[str],
         scattn: str | None,
-        search: bool,
         expand: float,
         d_state: int,
         dt_rank: int | None,
@@ -107,8 +63,7 @@ class DirectionalMixer(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = int(expand * dim)
         self.dim = dim
-        self.inner_dim = self.passed_dim = inner
-        self.at_once = 0
+        self.inner_dim = inner
         self.directions = check_directions(directions)
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **dd)
         self.branches = S6Branches(
@@ -121,124 +76,11 @@ class DirectionalMixer(nn.Module):
         )
         self.attn = None if scattn in (None, "none") else SCAttn(inner, scattn, **dd)
         self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
-        self.alpha = None
-        if search:
-            self.alpha = nn.Parameter(torch.empty(len(self.directions), **dd))
-            nn.init.normal_(self.alpha, std=1e-3)
 
     def extra_repr(self) -> str:
         return ", ".join(self.directions)
 
-    def narrow(self, share: int) -> None:
-        """Sends one in `share` inner channels of a supernet's mixer through the directions.
-
-        The others go round them (PC-DARTS). The directions' parameters are made anew.
-
-        Args:
-            share: A divisor of the inner channels.
-
-        Raises:
-            ValueError: If it is not one, or this is no supernet's mixer.
-        """
-        if self.alpha is None or self.inner_dim % share:
-            raise ValueError(f"only a supernet's {self.inner_dim} channels divide by {share}")
-        old, attn = self.branches, self.attn
-        dd: dict[str, Any] = {"device": old.D.device, "dtype": old.D.dtype}
-        taps = 0 if old.conv_weight is None else old.conv_weight.shape[2]
-        self.passed_dim = passed = self.inner_dim // share
-        self.branches = S6Branches(
-            old.num_branches, passed, old.A_log.shape[2], old.dt_weight.shape[2], taps, **dd
-        )
-        if attn is not None:
-            kind = "channel" if attn.local_reduce is None else "channel+spatial"
-            self.attn = SCAttn(passed, kind, **dd)
-
-    def _names(self, branches: list[int] | None) -> list[str]:
-        if branches is None:
-            return self.directions
-        return [self.directions[k] for k in branches]
-
-    def _sum_weights(
-        self,
-        branches: list[int] | None,
-        weights: Tensor | None,
-    ) -> Tensor | None:
-        """What the branches that ran are added with, [K]; None where they are simply added."""
-        if weights is not None:
-            return weights
-        alpha: Tensor | None = self.alpha
-        if alpha is None:
-            return None
-        if branches is not None:
-            alpha = alpha[torch.tensor(branches, device=alpha.device)]
-        return torch.softmax(alpha, 0)
-
-    def _scan(
-        self,
-        x: Tensor,
-        height: int,
-        width: int,
-        class_token: int,
-        branches: list[int] | None,
-    ) -> Tensor:
-        """Outputs of the branches, [B, K, L, D]."""
-        index = scan_index(x, self._names(branches), height, width, class_token)
-        return saturate(self.branches(x, index, branches))
-
-    def _mix(
-        self,
-        x: Tensor,
-        z: Tensor | None,
-        height: int,
-        width: int,
-        class_token: int,
-        branches: list[int] | None,
-        weights: Tensor,
-    ) -> Tensor:
-        """The supernet's sum of the branches, each gated by z if given, [B, L, D]."""
-        passed = self.passed_dim
-        part = x[..., :passed]
-        gate = None if z is None else z[..., :passed]
-        grid = (height, width, class_token)
-        if self.at_once > 0 and not torch.jit.is_scripting():
-            out = self._mix_groups(part, gate, grid, branches, weights)
-        else:
-            out = self._mix_all(part, gate, grid, branches, weights)
-        if passed == self.inner_dim:
-            return out
-        rest = x[..., passed:]
-        return torch.cat((out, rest if z is None else rest * F.silu(z[..., passed:])), dim=-1)
-
-    def _mix_all(
-        self,
-        x: Tensor,
-        z: Tensor | None,
-        grid: tuple[int, int, int],
-        branches: list[int] | None,
-        weights: Tensor,
-    ) -> Tensor:
-        y = self._scan(x, grid[0], grid[1], grid[2], branches)
-        channel: Tensor | None = None
-        token: Tensor | None = None
-        if self.attn is not None:
-            channel, token = self.attn(y, z)
-        return mix_branches(y, weights, channel, token, z)
-
-    @torch.jit.ignore
-    def _mix_groups(
-        self,
-        x: Tensor,
-        z: Tensor | None,
-        grid: tuple[int, int, int],
-        branches: list[int] | None,
-        weights: Tensor,
-    ) -> Tensor:
-        """`_mix_all` for a few branches at a time, which are run again in the backward pass."""
-        if branches is None:
-            branches = list(range(len(self.directions)))
-        groups = [branches[i : i + self.at_once] for i in range(0, len(branches), self.at_once)]
-        parts = weights.split(self.at_once)
-        out = checkpoint(self._mix_all, x, z, grid, groups[0], parts[0])
-        for group, part in zip(groups[1:], parts[1:], strict=True):
-            out = out + checkpoint(self._mix_all, x, z, grid, group, part)
-        return out
+    def _scan(self, x: Tensor, height: int, width: int, class_token: int) -> Tensor:
+        """Scans tokens [B, L, D] along every direction, [B, K, L, D]."""
+        index = scan_index(x, self.directions, height, width, class_token)
+        return saturate(self.branches(x, index))

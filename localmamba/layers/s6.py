@@ -22,8 +22,7 @@ DT_FLOOR = 1e-4
 class S6Branches(nn.Module):
     """K S6 branches: selective scans with parameters of their own, each along its own scan order.
 
-    Every parameter holds all branches in one tensor, branch first, so that a subset of branches is
-    an index into it.
+    Every parameter holds all branches in one tensor, branch first.
 
     Args:
         num_branches: K.
@@ -84,37 +83,26 @@ class S6Branches(nn.Module):
             nn.init.uniform_(self.conv_weight, -bound, bound)
             nn.init.uniform_(self.conv_bias, -bound, bound)
 
-    def forward(
-        self,
-        x: Tensor,
-        index: Tensor,
-        branches: list[int] | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
         """Runs tokens through the branches.
 
         Args:
             x: Tokens in grid order, [B, L, D].
-            index: Scan orders of the branches that run, int32 [K, P], from `ops.scan_index`.
-            branches: Which branches run, in the order of `index`; None for all.
+            index: Scan orders of the branches, int32 [K, P], from `ops.scan_index`.
 
         Returns:
-            [B, K, L, D] in grid order, K the number of branches that ran.
+            [B, K, L, D] in grid order.
         """
-        chosen = None if branches is None else torch.tensor(branches, device=x.device)
         # In half precision, the decay of slow states would round to 1.
-        A = -torch.exp(at_least_float32(_pick(self.A_log, chosen)))
+        A = -torch.exp(at_least_float32(self.A_log))
         return s6_branches(
             x,
-            _pick(self.x_proj, chosen),
-            _pick(self.dt_weight, chosen),
-            _pick(self.dt_bias, chosen),
+            self.x_proj,
+            self.dt_weight,
+            self.dt_bias,
             A,
-            _pick(self.D, chosen),
+            self.D,
             index,
-            None if self.conv_weight is None else _pick(self.conv_weight, chosen),
-            None if self.conv_bias is None else _pick(self.conv_bias, chosen),
+            self.conv_weight,
+            self.conv_bias,
         )
-
-
-def _pick(parameter: Tensor, branches: Tensor | None) -> Tensor:
-    return parameter if branches is None else parameter[branches]

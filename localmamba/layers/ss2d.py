@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import combine_directions, depthwise_conv
@@ -29,7 +28,6 @@ class SS2D(DirectionalMixer):
         dim: Width C of the tokens.
         directions: Names of the scan directions, see `localmamba.ops.list_directions()`.
         scattn: `channel` (the release), `channel+spatial` (the paper), or None (VMamba).
-        search: Whether this is a supernet's mixer, see `DirectionalMixer`.
         expand: Inner channels D = expand * dim.
         d_state: States per channel N.
         dt_rank: Rank of the step sizes; ceil(dim / 16) if None.
@@ -50,33 +48,23 @@ class SS2D(DirectionalMixer):
         dim: int,
         directions: Sequence[str] = ("h", "v", "h_flip", "v_flip"),
         scattn: str | None = "channel",
-        search: bool = False,
         expand: float = 2.0,
         d_state: int = 16,
         dt_rank: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__(
-            dim, directions, scattn, search, expand, d_state, dt_rank, 0, device, dtype
-        )
+        super().__init__(dim, directions, scattn, expand, d_state, dt_rank, 0, device, dtype)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         inner = self.inner_dim
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, **dd)
         self.norm = nn.LayerNorm(inner, **dd)
 
-    def forward(
-        self,
-        x: Tensor,
-        branches: list[int] | None = None,
-        weights: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Mixes a map of tokens.
 
         Args:
             x: [B, H, W, C].
-            branches: Positions in `directions` that run; None for all.
-            weights: What these are added with, [K], as in a supernet; see `DirectionalMixer`.
 
         Returns:
             [B, H, W, C].
@@ -89,14 +77,16 @@ class SS2D(DirectionalMixer):
         x, z = saturate(self.in_proj(x)).chunk(2, dim=-1)
         z = z.flatten(1, 2)
         x = depthwise_conv(x, self.conv.weight, self.conv.bias).flatten(1, 2)
-        weights = self._sum_weights(branches, weights)
-        norm = self.norm
-        if weights is None:
-            y = self._scan(x, height, width, -1, branches)
-            if self.attn is None:
-                y = combine_directions(y, None, None, z, norm.weight, norm.bias, norm.eps)
-            else:
-                y = self.attn.join(y, z, False, norm.weight, norm.bias, norm.eps)
-        else:
-            y = norm(self._mix(x, None, height, width, -1, branches, weights)) * F.silu(z)
+        y = self._mix_directions(x, z, height, width)
         return saturate(self.out_proj(saturate(y))).unflatten(1, (height, width))
+
+    def _mix_directions(self, x: Tensor, z: Tensor, height: int, width: int) -> Tensor:
+        """Scans tokens [B, L, D] and combines the directions; overridden by supernets."""
+        return self._combine(self._scan(x, height, width, -1), z)
+
+    def _combine(self, y: Tensor, z: Tensor) -> Tensor:
+        """Adds the outputs of the directions, normalizes, gates: [B, K, L, D] -> [B, L, D]."""
+        norm = self.norm
+        if self.attn is None:
+            return combine_directions(y, None, None, z, norm.weight, norm.bias, norm.eps)
+        return self.attn.join(y, z, False, norm.weight, norm.bias, norm.eps)

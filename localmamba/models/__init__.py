@@ -1,4 +1,4 @@
-"""Models, registered in timm: LocalVim, LocalVMamba, Vim, VMamba and the supernets."""
+"""Models, registered in timm: LocalVim, LocalVMamba, Vim, VMamba."""
 
 from . import localvim, localvmamba, vim, vmamba  # noqa: F401 - registers the models
 from .backbone import DenseBackbone, create_backbone

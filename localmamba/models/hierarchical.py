@@ -78,7 +78,6 @@ class LocalVMamba(nn.Module):
         directions: Scan directions: names, a table of one row a block (stages one after another),
             or a JSON file of either.
         scattn: `channel`, `channel+spatial`, or `none`.
-        search: Whether this is a supernet: directions are candidates, weighed in every block.
         expand: Inner channels over the width.
         d_state: States per channel.
         drop_rate: Dropout before the head.
@@ -103,7 +102,6 @@ class LocalVMamba(nn.Module):
         depths: Sequence[int] = (2, 2, 9, 2),
         directions: DirectionTable = LOCAL,
         scattn: str | None = "channel",
-        search: bool = False,
         expand: float = 2.0,
         d_state: int = 16,
         drop_rate: float = 0.0,
@@ -131,7 +129,7 @@ class LocalVMamba(nn.Module):
             # A block drops what the block before it puts out, the stage what its last one does.
             *rates, last = [0.0, *(next(drops) for _ in range(depth))]
             blocks = [
-                LocalVMambaBlock(dim, next(table), scattn, search, expand, d_state, rate, **dd)
+                LocalVMambaBlock(dim, next(table), scattn, expand, d_state, rate, **dd)
                 for rate in rates
             ]
             stages.append(Stage(embed_dims[max(i - 1, 0)], dim, i > 0, blocks, last, **dd))

@@ -1,10 +1,9 @@
-"""LocalVim and its supernet, registered in timm (paper tables 1 and 2)."""
+"""LocalVim, registered in timm (paper tables 1 and 2)."""
 
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
-from ..ops import CANDIDATES
 from .directions import LOCAL, searched_directions
 from .plain import LocalVim
 from .registry import RELEASE, create_plain, pretrained_cfg
@@ -18,9 +17,7 @@ default_cfgs = generate_default_cfgs(
         "localvim_small": pretrained_cfg(),
         "localvim_tiny_nosearch": pretrained_cfg(),
         "localvim_small_nosearch": pretrained_cfg(),
-        "localvim_search": pretrained_cfg(),
         "localvim_demo": pretrained_cfg(size=8, num_classes=10, crop_pct=1.0),
-        "localvim_demo_search": pretrained_cfg(size=8, num_classes=10, crop_pct=1.0),
     }
 )
 
@@ -72,21 +69,7 @@ def localvim_tiny_midcls(pretrained: bool = False, **kwargs: Any) -> LocalVim:
 
 
 @register_model
-def localvim_search(pretrained: bool = False, **kwargs: Any) -> LocalVim:
-    """The supernet of LocalVim: width 128, all candidate directions in every block."""
-    arguments = {"embed_dim": 128, "directions": CANDIDATES, "search": True}
-    return create_plain("localvim_search", pretrained, arguments, kwargs)
-
-
-@register_model
 def localvim_demo(pretrained: bool = False, **kwargs: Any) -> LocalVim:
     """A LocalVim for 8 x 8 images (handwritten digits): width 32, 4 blocks, 8 states a channel."""
     arguments = {**DEMO, "embed_dim": 32, "directions": LOCAL}
     return create_plain("localvim_demo", pretrained, arguments, kwargs)
-
-
-@register_model
-def localvim_demo_search(pretrained: bool = False, **kwargs: Any) -> LocalVim:
-    """The supernet of `localvim_demo`: width 24."""
-    arguments = {**DEMO, "embed_dim": 24, "directions": CANDIDATES, "search": True}
-    return create_plain("localvim_demo_search", pretrained, arguments, kwargs)

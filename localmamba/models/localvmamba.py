@@ -1,10 +1,9 @@
-"""LocalVMamba and its supernets, registered in timm (paper tables 1 and 2)."""
+"""LocalVMamba, registered in timm (paper tables 1 and 2)."""
 
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
-from ..ops import CANDIDATES
 from .directions import LOCAL, searched_directions
 from .hierarchical import LocalVMamba
 from .registry import RELEASE, create_hierarchical, pretrained_cfg
@@ -22,20 +21,11 @@ default_cfgs = generate_default_cfgs(
     {
         "localvmamba_tiny": pretrained_cfg(**HEAD),
         "localvmamba_small.in1k": pretrained_cfg(RELEASE + "local_vssm_small.ckpt", **HEAD),
-        "localvmamba_tiny_search": pretrained_cfg(**HEAD),
-        "localvmamba_small_search": pretrained_cfg(**HEAD),
         "localvmamba_demo": pretrained_cfg(**DEMO_HEAD),
-        "localvmamba_demo_search": pretrained_cfg(**DEMO_HEAD),
     }
 )
 
 SMALL = (2, 2, 27, 2)
-SEARCH: dict[str, Any] = {
-    "embed_dims": (32, 64, 128, 256),
-    "directions": CANDIDATES,
-    "search": True,
-}
-SEARCH_DROP_PATH = 0.1
 DEMO: dict[str, Any] = {"patch_size": 2, "depths": (1, 1, 2), "drop_path_rate": 0.0}
 
 
@@ -54,27 +44,7 @@ def localvmamba_small(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
 
 
 @register_model
-def localvmamba_tiny_search(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
-    """The supernet of LocalVMamba-T: widths 32 to 256, all candidates in every block."""
-    return create_hierarchical("localvmamba_tiny_search", pretrained, SEARCH, kwargs)
-
-
-@register_model
-def localvmamba_small_search(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
-    """The supernet of LocalVMamba-S: widths 32 to 256, all candidates in every block."""
-    arguments = {**SEARCH, "depths": SMALL}
-    return create_hierarchical("localvmamba_small_search", pretrained, arguments, kwargs)
-
-
-@register_model
 def localvmamba_demo(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
     """A LocalVMamba for 32 x 32 images: three stages of widths 32, 64, 128."""
     arguments = {**DEMO, "embed_dims": (32, 64, 128), "directions": LOCAL}
     return create_hierarchical("localvmamba_demo", pretrained, arguments, kwargs)
-
-
-@register_model
-def localvmamba_demo_search(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
-    """The supernet of `localvmamba_demo`: widths 24, 48, 96."""
-    arguments = {**SEARCH, **DEMO, "embed_dims": (24, 48, 96)}
-    return create_hierarchical("localvmamba_demo_search", pretrained, arguments, kwargs)

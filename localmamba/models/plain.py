@@ -43,7 +43,6 @@ class LocalVim(nn.Module):
         depth: Blocks.
         directions: Scan directions: names, a table of one row a block, or a JSON file of either.
         scattn: `channel`, `channel+spatial`, or `none`.
-        search: Whether this is a supernet: directions are candidates, weighed in every block.
         class_token: Whether a class token stands in the middle of the sequence. Without one, rotary
             positions turn the residual stream before every block (as in the release).
         merge: `sum` or `mean` of the directions.
@@ -69,7 +68,6 @@ class LocalVim(nn.Module):
         depth: int = 20,
         directions: DirectionTable = LOCAL,
         scattn: str | None = "channel",
-        search: bool = False,
         class_token: bool = False,
         merge: str = "sum",
         expand: float = 2.0,
@@ -100,7 +98,7 @@ class LocalVim(nn.Module):
         self.rope = AxialRotary(embed_dim, self.grid, **dd) if not class_token else None
         # The rate of a block acts on what the block before it puts out: one step behind the usual.
         rates = [0.0, *torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()]
-        kind = (scattn, search, class_token, merge, expand, d_state)
+        kind = (scattn, class_token, merge, expand, d_state)
         self.blocks = nn.ModuleList(
             LocalVimBlock(embed_dim, row, *kind, rate, **dd)
             for row, rate in zip(table, rates, strict=False)

@@ -36,22 +36,30 @@ def pretrained_cfg(url: str = "", size: int = 224, num_classes: int = 1000, **fi
 
 
 def create_plain(
-    variant: str, pretrained: bool, arguments: dict[str, Any], overrides: dict[str, Any]
+    variant: str,
+    pretrained: bool,
+    arguments: dict[str, Any],
+    overrides: dict[str, Any],
+    build: Callable[..., LocalVim] = LocalVim,
 ) -> LocalVim:
     """A registered LocalVim or Vim; its features are four blocks at equal steps, normalised."""
     depth = overrides.get("depth", arguments.get("depth", 20))
     taps = tuple(depth * step // 4 - 1 for step in (1, 2, 3, 4))
     features = {"out_indices": taps, "feature_cls": "getter", "norm": True}
-    return _create(LocalVim, variant, pretrained, features, {**arguments, **overrides})
+    return _create(build, variant, pretrained, features, {**arguments, **overrides})
 
 
 def create_hierarchical(
-    variant: str, pretrained: bool, arguments: dict[str, Any], overrides: dict[str, Any]
+    variant: str,
+    pretrained: bool,
+    arguments: dict[str, Any],
+    overrides: dict[str, Any],
+    build: Callable[..., LocalVMamba] = LocalVMamba,
 ) -> LocalVMamba:
     """A registered LocalVMamba or VMamba; its features are what the stages put out."""
     stages = len(overrides.get("depths", arguments.get("depths", (0,) * 4)))
     features = {"out_indices": tuple(range(stages)), "feature_cls": "getter"}
-    return _create(LocalVMamba, variant, pretrained, features, {**arguments, **overrides})
+    return _create(build, variant, pretrained, features, {**arguments, **overrides})
 
 
 def _create(

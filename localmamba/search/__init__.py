@@ -1,37 +1,40 @@
-"""Search for the scan directions of every layer: ways to train a supernet, and what they choose."""
+"""Search for the scan directions of every layer: supernets, strategies and their choices."""
 
-from torch import nn
-
-from .binary_gates import BinaryGates
+from . import strategies  # noqa: F401 - registers the strategies
 from .choice import Choice, agreement, check_keep, entropy, top_directions
-from .partial_channels import PartialChannels
-from .single_path import SinglePath
-from .softmax import Softmax
-from .strategy import SearchSettings, Strategy
+from .mixers import SupernetLocalVimMixer, SupernetMixer, SupernetSS2D
+from .strategy import (
+    STRATEGIES,
+    SearchSettings,
+    Strategy,
+    find_strategy,
+    make_strategy,
+    register_strategy,
+    search_step,
+)
+from .supernet import find_mixers, make_supernet, start_from_supernet
 
-STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (Softmax, SinglePath, BinaryGates, PartialChannels)
-}
+DEFAULT_STRATEGY = "softmax"
+"""The paper's search."""
 
 __all__ = [
+    "DEFAULT_STRATEGY",
     "STRATEGIES",
     "Choice",
     "SearchSettings",
     "Strategy",
+    "SupernetLocalVimMixer",
+    "SupernetMixer",
+    "SupernetSS2D",
     "agreement",
     "check_keep",
     "entropy",
+    "find_mixers",
+    "find_strategy",
     "make_strategy",
+    "make_supernet",
+    "register_strategy",
+    "search_step",
+    "start_from_supernet",
     "top_directions",
 ]
-
-
-def make_strategy(name: str, model: nn.Module, settings: SearchSettings, seed: int = 0) -> Strategy:
-    """The strategy of this name for a supernet, see `Strategy`.
-
-    Raises:
-        ValueError: If the name is unknown or the model does not fit.
-    """
-    if name not in STRATEGIES:
-        raise ValueError(f"unknown strategy {name!r}; known: {', '.join(STRATEGIES)}")
-    return STRATEGIES[name](model, settings, seed)

@@ -1,8 +1,7 @@
-"""What a search comes to: the directions of every layer, their file, how sure it is."""
+"""The result of a search: the directions of every layer, their file, measures of certainty."""
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -11,26 +10,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .._files import write_atomically
 from ..ops import check_directions
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The directions that a search keeps, and how it came to them.
+    """The directions that a search keeps, and the settings that led to them.
 
-    Its file is what `timm.create_model(..., directions=FILE)` takes. It holds nothing that differs
-    between two runs of one search: no times, no paths.
+    `timm.create_model(..., directions=FILE)` takes its file, which is the same for every run with
+    the same settings: it holds no times and no paths.
 
     Attributes:
         model: The supernet's name.
         strategy: A name in `STRATEGIES`.
         candidates: C names.
-        directions: What each layer keeps, in the order of the candidates.
+        directions: Directions that each layer keeps, in the order of the candidates.
         probabilities: [layers, C], each row adds up to 1.
         epoch: Epochs trained so far; below `epochs` the choice is an early look.
         epochs: Epochs of the whole search.
-        seed: Of the search.
-        settings: The rest of what the search was asked for.
+        seed: Seed of the search.
+        settings: Other settings of the search.
     """
 
     model: str
@@ -44,7 +44,7 @@ class Choice:
     settings: dict = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Writes the file; a reader finds the old one or the new one, never half of one."""
+        """Writes the file in one step."""
         write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
@@ -64,17 +64,8 @@ class Choice:
         return choice
 
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Replaces the text of a file in one step."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text)
-    os.replace(draft, path)
-
-
 def check_keep(candidates: Sequence[str], keep: int) -> list[str]:
-    """The candidates as a list; ValueError if they repeat, are unknown or are too few."""
+    """Returns the candidates as a list; ValueError if they repeat, are unknown or too few."""
     candidates = check_directions(candidates)
     if len(set(candidates)) < len(candidates):
         raise ValueError(f"candidates must differ, got {' '.join(candidates)}")
@@ -86,12 +77,12 @@ def check_keep(candidates: Sequence[str], keep: int) -> list[str]:
 def top_directions(
     probabilities: Tensor | Sequence[Sequence[float]], candidates: Sequence[str], keep: int
 ) -> list[list[str]]:
-    """The `keep` likeliest candidates of each layer, in the order of the candidate list.
+    """Returns the `keep` likeliest candidates of each layer, in the order of the candidates.
 
     Args:
         probabilities: [layers, C].
         candidates: C names.
-        keep: Directions of a layer. Between equals the earlier candidate wins.
+        keep: Directions of a layer. Of equal ones, the earlier candidate is kept.
     """
     scores = torch.as_tensor(probabilities, dtype=torch.float64)
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :keep]
@@ -99,7 +90,7 @@ def top_directions(
 
 
 def entropy(probabilities: Tensor | Sequence[Sequence[float]]) -> list[float]:
-    """How undecided each layer is: the entropy of its probabilities, 0 (decided) to 1 (uniform)."""
+    """Returns the normalized entropy of each layer's probabilities, 0 (decided) to 1 (uniform)."""
     p = torch.as_tensor(probabilities, dtype=torch.float64)
     if p.shape[1] == 1:
         return [0.0] * p.shape[0]
@@ -107,7 +98,7 @@ def entropy(probabilities: Tensor | Sequence[Sequence[float]]) -> list[float]:
 
 
 def agreement(tables: Sequence[Sequence[Sequence[str]]]) -> float:
-    """How far searches agree: the share of a layer's directions that two of them have in common.
+    """Returns the share of a layer's directions that two searches have in common, on average.
 
     Args:
         tables: The directions of two or more searches, with the same layers.

@@ -1,4 +1,4 @@
-"""Evolution over choices of directions, for when the loss of a choice can be asked for.
+"""Evolution over choices of directions, given a function that returns the loss of a choice.
 
 Guo et al., "Single Path One-Shot Neural Architecture Search with Uniform Sampling", ECCV 2020,
 section 3.4 and algorithm 1: crossover and mutation among the best, then the best of all. Here a
@@ -17,7 +17,7 @@ Sets = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Space:
-    """The choices there are: `keep` of `candidates` directions in each of `layers` layers."""
+    """The space of choices: `keep` of `candidates` directions in each of `layers` layers."""
 
     layers: int
     candidates: int
@@ -28,18 +28,18 @@ class Space:
         return comb(self.candidates, self.keep) ** self.layers
 
     def every(self) -> Iterator[Sets]:
-        """All choices; only for small spaces."""
+        """Iterates over all choices; only for small spaces."""
         return product(combinations(range(self.candidates), self.keep), repeat=self.layers)
 
     def sample(self, rng: random.Random) -> Sets:
-        """A choice, uniformly."""
+        """Draws a choice, uniformly."""
         return tuple(self._set(rng) for _ in range(self.layers))
 
     def _set(self, rng: random.Random) -> tuple[int, ...]:
         return tuple(sorted(rng.sample(range(self.candidates), self.keep)))
 
     def mutate(self, choice: Sets, probability: float, rng: random.Random) -> Sets:
-        """Each layer changes with this probability: one of its directions for one it lacks."""
+        """Swaps, with this probability in each layer, one direction for one that it lacks."""
         return tuple(
             self._swap(genes, rng) if rng.random() < probability else genes for genes in choice
         )
@@ -53,7 +53,7 @@ class Space:
 
     @staticmethod
     def cross(one: Sets, other: Sets, rng: random.Random) -> Sets:
-        """Each layer as in one parent or the other."""
+        """Takes each layer from one parent or the other."""
         return tuple(rng.choice(pair) for pair in zip(one, other, strict=True))
 
 
@@ -67,22 +67,22 @@ def evolve(
     mutation: float = 0.1,
     on_generation: Callable[[int, dict[Sets, float]], None] = lambda *_: None,
 ) -> list[Sets]:
-    """Looks for choices of small loss.
+    """Searches for choices of small loss.
 
-    A space of at most `population * generations` choices is tried whole.
+    A space of at most `population * generations` choices is evaluated completely.
 
     Args:
-        loss_of: The loss of a choice; asked once for each choice.
-        space: What can be chosen.
-        rng: Source of all chance.
+        loss_of: Returns the loss of a choice; called once for each choice.
+        space: Space of choices.
+        rng: Random generator.
         population: Choices of a generation: half by crossover, half by mutation, of the parents.
-        generations: How many.
-        parents: The best choices so far that have offspring.
-        mutation: The probability that mutation changes a layer.
-        on_generation: Called with the generation's number and all losses so far.
+        generations: Number of generations.
+        parents: Number of best choices so far that have offspring.
+        mutation: Probability that mutation changes a layer.
+        on_generation: Called with the number of the generation and all losses so far.
 
     Returns:
-        All choices tried, best first.
+        All choices evaluated, best first.
     """
     losses: dict[Sets, float] = {}
     if space.size <= population * generations:

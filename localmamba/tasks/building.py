@@ -9,6 +9,7 @@ from torch import nn
 from localmamba.data import ImageSettings, InputSpec
 from localmamba.layers import DirectionalMixer
 from localmamba.models.directions import DirectionTable
+from localmamba.search import make_supernet
 
 
 def check_model(name: str) -> str:
@@ -74,7 +75,8 @@ def build_model(name: str, arguments: dict[str, Any], pretrained: bool = False) 
 
     Args:
         name: timm's name of the model.
-        arguments: Of the model. `img_size` is dropped where the model takes none.
+        arguments: Arguments of the model. `img_size` is dropped where the model takes none;
+            `search` makes it a supernet, as `weighted` of `localmamba.search.make_supernet`.
         pretrained: Whether to start from weights that timm fetches.
 
     Raises:
@@ -82,7 +84,11 @@ def build_model(name: str, arguments: dict[str, Any], pretrained: bool = False) 
     """
     check_model(name)
     try:
-        return timm.create_model(name, pretrained=pretrained, **arguments)
+        model = timm.create_model(
+            name,
+            pretrained=pretrained,
+            **{key: value for key, value in arguments.items() if key != "search"},
+        )
     except TypeError as error:
         if "img_size" in str(error) and "img_size" in arguments:
             others = {key: value for key, value in arguments.items() if key != "img_size"}
@@ -90,6 +96,7 @@ def build_model(name: str, arguments: dict[str, Any], pretrained: bool = False) 
         raise ValueError(f"{name}: {_first_line(error)}") from error
     except (AssertionError, OSError, RuntimeError) as error:
         raise ValueError(f"{name}: {_first_line(error)}") from error
+    return make_supernet(model, arguments["search"]) if "search" in arguments else model
 
 
 def _first_line(error: Exception) -> str:

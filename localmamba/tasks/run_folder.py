@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from localmamba.search.choice import write_atomically
+from localmamba._files import write_atomically
 
 RUNS = Path("runs")
 

@@ -12,8 +12,7 @@ from torch import nn
 
 from localmamba.data import Source, check_trainable, load_source
 from localmamba.data.module import ImageData
-from localmamba.layers import DirectionalMixer
-from localmamba.search import Choice, make_strategy
+from localmamba.search import Choice, find_mixers, find_strategy, make_strategy
 from localmamba.tasks.building import build_model, input_spec, model_arguments
 from localmamba.tasks.checkpoints import Card, save_checkpoint
 from localmamba.tasks.run_folder import versions, write_json
@@ -115,8 +114,7 @@ class Search:
 def make_supernet(job: SearchJob, source: Source) -> tuple[nn.Module, Card]:
     """The supernet of a job with its initial weights, and what its checkpoint says."""
     spec = input_spec(job.model, job.images, source.channels)
-    # A path of single_path is the final model itself: there is nothing to weigh directions with.
-    others = {"search": job.strategy != "single_path", **job.model_args}
+    others = {"search": find_strategy(job.strategy).weighted, **job.model_args}
     arguments = model_arguments(
         job.model,
         spec,
@@ -129,9 +127,8 @@ def make_supernet(job: SearchJob, source: Source) -> tuple[nn.Module, Card]:
     if job.checkpointing:
         # Every supernet is one of this package's models, which have this.
         model.set_grad_checkpointing()  # type: ignore[operator]
-    for mixer in model.modules():
-        if isinstance(mixer, DirectionalMixer):
-            mixer.at_once = job.at_once
+    for mixer in find_mixers(model):
+        mixer.chunk_size = job.chunk_size
     images = job.images
     card = Card(
         job.model, arguments, source.classes, spec, source.name, images.held_out, images.split_seed

@@ -6,7 +6,7 @@ from typing import Any
 
 from localmamba.data import Augmentation, ImageSettings
 from localmamba.ops import CANDIDATES
-from localmamba.search import STRATEGIES, SearchSettings, check_keep
+from localmamba.search import DEFAULT_STRATEGY, SearchSettings, check_keep, find_strategy
 from localmamba.tasks import job
 from localmamba.tasks.settings import Hardware, TrainingSettings, join_groups, split_groups
 
@@ -23,8 +23,8 @@ class SearchJob:
         candidates: Directions that every block may have.
         strategy: A name in `localmamba.search.STRATEGIES`.
         model_args: Further arguments of the model.
-        at_once: With many candidates: so many directions of a block run at a time, and again in the
-            backward pass, which costs time and saves memory; 0 for all at once.
+        chunk_size: Directions of a block that are computed at a time, and again in the backward
+            pass, which takes longer and saves memory with many candidates; 0 for all.
         checkpointing: Whether blocks are run again in the backward pass, to save memory.
         seed: Of initial weights, order of images, augmentation and all that the strategy draws.
         search: See there.
@@ -37,9 +37,9 @@ class SearchJob:
     data: str
     model: str
     candidates: Sequence[str] = CANDIDATES
-    strategy: str = "softmax"
+    strategy: str = DEFAULT_STRATEGY
     model_args: dict[str, Any] = field(default_factory=dict)
-    at_once: int = 0
+    chunk_size: int = 0
     checkpointing: bool = False
     seed: int = 0
     search: SearchSettings = field(default_factory=SearchSettings)
@@ -50,11 +50,9 @@ class SearchJob:
 
     def __post_init__(self) -> None:
         check_keep(self.candidates, self.search.keep)
-        if self.strategy not in STRATEGIES:
-            known = ", ".join(STRATEGIES)
-            raise ValueError(f"unknown strategy {self.strategy!r}; known: {known}")
-        if self.at_once < 0:
-            raise ValueError(f"at_once must be at least 0, got {self.at_once}")
+        find_strategy(self.strategy)
+        if self.chunk_size < 0:
+            raise ValueError(f"chunk_size must be at least 0, got {self.chunk_size}")
         if self.training.ema:
             raise ValueError("a search keeps no running average of the weights: ema must be 0")
         if self.hardware.devices > 1 or self.hardware.precision == "16-mixed":

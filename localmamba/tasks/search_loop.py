@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
-from localmamba.search import Strategy
-from localmamba.search.step import search_step
+from localmamba.search import Strategy, search_step
 from localmamba.tasks.classification import FiniteCheck, make_mixup
 from localmamba.tasks.optimization import make_optimizer, make_schedule
 from localmamba.tasks.search_data import Batch, SearchData
@@ -117,7 +116,7 @@ class SearchLoop:
         if self.strategy.uses_holdout:
             judges = [
                 (images.to(self.device), labels.to(self.device))
-                for images, labels in self.data.judges(self.strategy.settings.judge_images)
+                for images, labels in self.data.judges(self.strategy.settings.val_images)
             ]
         self.model.eval()
 

@@ -1,4 +1,4 @@
-"""The two mixers and their base: against a plain form, as supernets, alone in other networks."""
+"""The two mixers and their base: against a plain form, and in other networks."""
 
 import pytest
 import torch
@@ -110,40 +110,6 @@ def test_a_transposed_grid_swaps_rows_and_columns() -> None:
     y = mixer(x.flatten(1, 2), 3, 5).unflatten(1, (3, 5))
     y_turned = turned(x.transpose(1, 2).flatten(1, 2), 5, 3).unflatten(1, (5, 3))
     torch.testing.assert_close(y_turned.transpose(1, 2), y)
-
-
-@pytest.mark.parametrize("mixer_class", [LocalVimMixer, SS2D])
-def test_supernet_adds_normalised_branches(mixer_class) -> None:
-    """With weights that choose one direction, the sum is that direction's LayerNorm."""
-    mixer = make(mixer_class, search=True)
-    x = torch.randn(1, 3, 4, 16, dtype=torch.float64)
-    arguments = (x,) if mixer_class is SS2D else (x.flatten(1, 2), 3, 4)
-    weights = torch.softmax(mixer.alpha, 0)
-    torch.testing.assert_close(mixer(*arguments), mixer(*arguments, weights=weights))
-    # LayerNorm and the sum are linear in the weights before the second norm of SS2D.
-    if mixer_class is LocalVimMixer:
-        alone = [mixer(*arguments, branches=[k], weights=torch.ones(1)) for k in range(4)]
-        mixed = sum(w * y for w, y in zip(weights, alone, strict=True))
-        torch.testing.assert_close(mixer(*arguments), mixed)
-
-
-@pytest.mark.parametrize("mixer_class", [LocalVimMixer, SS2D])
-def test_a_part_of_the_branches_is_a_smaller_supernet(mixer_class) -> None:
-    mixer = make(mixer_class, search=True)
-    chosen = [3, 1]
-    part = make(mixer_class, search=True, directions=[FOUR[k] for k in chosen])
-    state = mixer.state_dict()
-    for name in state:
-        if name.startswith("branches.") or name == "alpha":
-            state[name] = state[name][chosen]
-    part.load_state_dict(state)
-    x = torch.randn(1, 3, 4, 16, dtype=torch.float64)
-    arguments = (x,) if mixer_class is SS2D else (x.flatten(1, 2), 3, 4)
-    torch.testing.assert_close(mixer(*arguments, branches=chosen), part(*arguments))
-    mixer(*arguments, branches=chosen).sum().backward()
-    gradient = mixer.branches.A_log.grad.flatten(1).norm(dim=1)
-    assert (gradient[chosen] > 0).all()
-    assert (gradient[[0, 2]] == 0).all()
 
 
 class Foreign(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from localmamba.models.layouts import Layout, source_of
 
-MODULES = ["localvim", "localvmamba", "vim", "vmamba"]
+MODULES = ["localvim", "localvmamba", "vim", "vmamba", "supernet"]
 NAMES = timm.list_models(module=MODULES)
 DEMOS = [name for name in NAMES if "demo" in name]
 

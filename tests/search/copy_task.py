@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from localmamba.models.localvim import LocalVim
 from localmamba.ops.scan_orders import scan_order
-from localmamba.search import SearchSettings, make_strategy
-from localmamba.search.step import search_step
+from localmamba.search import SearchSettings, make_strategy, search_step
 
 SIDE, BATCH, KEEP = 6, 32, 2
 CANDIDATES = ["v_flip", "w3_flip", "diagonal", "hilbert"]
@@ -81,12 +80,12 @@ def unseen_loss(model: nn.Module) -> float:
     return float(torch.stack([loss_of(model, images) for images in batches(2, 99)]).mean())
 
 
-def make_model(directions: list[str] | Table, seed: int, search: bool = False) -> LocalVim:
+def make_model(directions: list[str] | Table, seed: int) -> LocalVim:
     """Two blocks that do not know where a token stands: only directions tell tokens apart."""
     torch.manual_seed(seed)
     model = LocalVim(
         img_size=SIDE, patch_size=1, in_chans=len(PATHS), num_classes=len(PATHS), global_pool="",
-        embed_dim=32, depth=2, directions=directions, scattn=None, search=search, expand=1,
+        embed_dim=32, depth=2, directions=directions, scattn=None, expand=1,
         d_state=2, drop_path_rate=0,
     )  # fmt: skip
     nn.init.zeros_(model.pos_embed).requires_grad_(False)
@@ -115,7 +114,7 @@ def train(directions: Table, seed: int, steps: int = 150, lr: float = 0.01) -> f
 
 def search(strategy: str, seed: int, steps: int, lr: float, **settings) -> Table:
     """The directions that a strategy chooses."""
-    model = make_model(CANDIDATES, seed, search=True)
+    model = make_model(CANDIDATES, seed)
     chosen = make_strategy(strategy, model, SearchSettings(KEEP, **settings), seed)
     optimizer, schedule = make_optimizer(model, lr, steps)
     pairs = zip(batches(steps, seed), batches(steps, seed + 1000), strict=True)

@@ -5,9 +5,7 @@ import timm
 import torch
 
 import localmamba  # noqa: F401 - registers the models
-from localmamba.search import SearchSettings, make_strategy
-from localmamba.search.reuse import start_from_supernet
-from localmamba.search.supernet import find_mixers
+from localmamba.search import SearchSettings, find_mixers, make_strategy, start_from_supernet
 
 SMALL = {"depth": 2, "embed_dim": 8, "d_state": 2, "in_chans": 1, "num_classes": 3}
 
@@ -25,7 +23,7 @@ def test_path_of_single_path_becomes_the_same_function():
     table = [["h", "w2_flip"], ["v_flip", "w7"]]
     model = timm.create_model("localvim_demo", directions=table, **SMALL)
     images = torch.randn(2, 1, 8, 8)
-    strategy.paths.set([[names.index(name) for name in row] for row in table])
+    strategy.sample([[names.index(name) for name in row] for row in table])
     expected = supernet(images)
     assert not torch.allclose(model(images), expected)
     assert start_from_supernet(model, supernet) == []
@@ -36,7 +34,8 @@ def test_branches_are_copied_by_name():
     supernet = make_supernet()
     model = timm.create_model("localvim_demo", directions=["w7", "h"], **SMALL)
     start_from_supernet(model, supernet)
-    for ours, theirs in zip(find_mixers(model), find_mixers(supernet), strict=True):
+    for block, theirs in zip(model.blocks, find_mixers(supernet), strict=True):
+        ours = block.mixer
         for key, value in ours.branches.state_dict().items():
             rows = theirs.branches.state_dict()[key]
             assert torch.equal(value, rows[[6, 0]])

@@ -27,7 +27,7 @@ def make_job(strategy: str = "softmax", **changes) -> SearchJob:
         "strategy": strategy,
         "model_args": TINY,
         "search": SearchSettings(
-            keep=2, choice_warmup=0.0, population=4, generations=2, judge_images=64
+            keep=2, choice_warmup=0.0, population=4, generations=2, val_images=64
         ),
         "images": ImageSettings(batch_size=256),
         "augmentation": Augmentation(rotate=10, shift=0.1),
@@ -101,10 +101,10 @@ def test_nothing_to_resume(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"strategy": "magic"}, "known: softmax"),
+        ({"strategy": "magic"}, "known: binary_gates"),
         ({"candidates": ("h",)}, "keep must be 1 to 1"),
         ({"training": TrainingSettings(ema=0.9)}, "ema must be 0"),
-        ({"at_once": -1}, "at_once must be at least 0"),
+        ({"chunk_size": -1}, "chunk_size must be at least 0"),
     ],
 )
 def test_jobs_that_make_no_sense_are_refused(changes, message):

@@ -19,6 +19,10 @@ def make(name: str, keep: int = 2, **settings):
     return model, make_strategy(name, model, chosen, seed=3)
 
 
+def sampled(strategy) -> list:
+    return [mixer.sampled for mixer in strategy.mixers]
+
+
 def choice_pass(model, strategy, progress: float = 0.9) -> list:
     inputs = strategy.start_choice_pass(progress)
     if inputs:
@@ -30,7 +34,7 @@ def choice_pass(model, strategy, progress: float = 0.9) -> list:
 
 def test_unknown_strategies_and_settings_are_refused():
     model = timm.create_model("localvim_demo_search", **SMALL)
-    with pytest.raises(ValueError, match="known: softmax, single_path"):
+    with pytest.raises(ValueError, match="known: binary_gates, partial_channels"):
         make_strategy("random", model, SearchSettings())
     with pytest.raises(ValueError, match="keep must be 1 to 8"):
         make_strategy("softmax", model, SearchSettings(keep=9))
@@ -58,7 +62,7 @@ def test_state_goes_on_where_it_was_taken(name):
         seen = []
         for _ in range(3):
             strategy.start_weight_pass()
-            seen.append(strategy.paths._branches)
+            seen.append(sampled(strategy))
             choice_pass(model, strategy)
             seen.append(strategy.probabilities().tolist())
         return seen
@@ -92,7 +96,8 @@ def test_alpha_has_an_optimiser_of_its_own_and_rests_at_first(name):
 def test_binary_gates_open_all_but_one(keep):
     _model, strategy = make("binary_gates", keep)
     strategy.start_choice_pass(0.9)
-    for branches, gates in zip(strategy.paths._branches, strategy.paths._weights, strict=True):
+    for mixer in strategy.mixers:
+        branches, gates = mixer.sampled, mixer.weights
         assert len(set(branches)) == keep + 1
         assert sorted(gates.tolist()) == pytest.approx([0.0] + [1 / keep] * keep)
         assert min(gates[: keep - 1], default=1) > 0
@@ -137,7 +142,7 @@ def test_single_path_is_the_final_model_and_draws_uniformly():
     counts = torch.zeros(8)
     for _ in range(1000):
         strategy.start_weight_pass()
-        for branches in strategy.paths._branches:
+        for branches in sampled(strategy):
             counts[branches] += 1
     assert (counts - 750).abs().max() < 90
 
@@ -146,7 +151,7 @@ def test_single_path_estimates_from_losses():
     _, strategy = make("single_path", keep=2)
     for _ in range(400):
         strategy.start_weight_pass()
-        bad = sum(5 in branches for branches in strategy.paths._branches)
+        bad = sum(5 in branches for branches in sampled(strategy))
         strategy.record(torch.tensor(1.0 + bad))
     strategy.end_epoch()
     assert (strategy.probabilities().argmin(1) == 5).all()
@@ -157,9 +162,7 @@ def test_single_path_concludes_with_the_choice_of_smallest_loss():
     target = [[1, 6], [0, 3]]
 
     def loss() -> float:
-        return sum(
-            len(set(a) ^ set(b)) for a, b in zip(strategy.paths._branches, target, strict=True)
-        )
+        return sum(len(set(a) ^ set(b)) for a, b in zip(sampled(strategy), target, strict=True))
 
     probabilities = strategy.conclude(loss)
     names = strategy.candidates

@@ -37,7 +37,7 @@ if hasattr(torch._C, '_jit_set_profiling_executor'):
     torch._C._jit_set_profiling_executor(True)
     torch._C._jit_set_profiling_mode(False)
 # Changed: the modules of this package.
-FEAT_INTER_FILTERS = ['localvim', 'localvmamba', 'vim', 'vmamba']
+FEAT_INTER_FILTERS = ['localvim', 'localvmamba', 'vim', 'vmamba', 'supernet']
 list_models = functools.partial(timm.list_models, module=FEAT_INTER_FILTERS)
 # Changed: the plain models, whose features are sequences.
 NON_STD_FILTERS = ['localvim*', 'vim_*']

@@ -1,16 +1,16 @@
-"""Sampled paths whose gates are binary, with a gradient to alpha through the gates."""
+"""Sampled directions with binary gates, which pass a gradient to alpha (ProxylessNAS)."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .strategy import AlternatingStrategy
-from .supernet import sample_sets
+from ..strategy import AlternatingStrategy, register_strategy, sample_sets
 
 
+@register_strategy("binary_gates")
 class BinaryGates(AlternatingStrategy):
-    """The weights train the directions that alpha draws; alpha learns from pairs of rivals.
+    """Trains a few directions at a time, drawn by alpha; alpha learns from pairs of them.
 
     Cai et al., "ProxylessNAS", ICLR 2019 (https://arxiv.org/abs/1812.00332), section 3.2. There a
     layer has one path; here it has `keep` of them, drawn without replacement by softmax(alpha).
@@ -20,11 +20,10 @@ class BinaryGates(AlternatingStrategy):
     both alphas are moved alike so that no other direction's probability changes. With keep = 1
     this is the paper's method.
 
-    Branches are added with gate / keep, after the LayerNorm that all branches of a supernet pass.
+    Branches are added with weights gate / keep, after the LayerNorm of a supernet's branches.
     """
 
-    name = "binary_gates"
-    betas = (0.0, 0.999)  # no momentum: what is not drawn must not move
+    betas = (0.0, 0.999)  # no momentum: directions that are not drawn must not move
 
     def start_weight_pass(self) -> None:
         self._open(sample_sets(self.alpha_table(), self.settings.keep, self.generator))
@@ -34,7 +33,7 @@ class BinaryGates(AlternatingStrategy):
 
     def _open(self, branches: list[list[int]]) -> None:
         gates = torch.full((self.settings.keep,), 1 / self.settings.keep)
-        self.paths.set(branches, [gates.to(alpha.device) for alpha in self.alphas])
+        self.sample(branches, [gates.to(alpha.device) for alpha in self.alphas])
 
     def start_choice_pass(self, progress: float) -> list[Tensor]:
         if progress < self.settings.choice_warmup or self.settings.keep == len(self.candidates):
@@ -48,21 +47,21 @@ class BinaryGates(AlternatingStrategy):
         loser = torch.where(coin < self._odds[:, 0], 1, 0)
         gates = torch.full(drawn.shape, 1 / keep)
         gates[torch.arange(len(table)), keep - 1 + loser] = 0.0
-        self._gates = [
+        weights = [
             row.to(alpha.device).requires_grad_()
             for row, alpha in zip(gates, self.alphas, strict=True)
         ]
-        self.paths.set(drawn.tolist(), self._gates)
-        return self._gates
+        self.sample(drawn.tolist(), weights)
+        return weights
 
     def finish_choice_pass(self, gradients: Sequence[Tensor]) -> None:
         keep = self.settings.keep
-        # A gate's value is 1 / keep when open: the chain rule through it.
-        of_gates = torch.stack([g[keep - 1 :].float().cpu() for g in gradients]) / keep
-        mean = (self._odds * of_gates).sum(1, keepdim=True)
-        of_rivals = self._odds * (of_gates - mean)  # sum_j dL/dg_j p_j (delta_ij - p_i)
+        # An open gate has the weight 1 / keep: the chain rule through it.
+        gate_grad = torch.stack([g[keep - 1 :].float().cpu() for g in gradients]) / keep
+        mean = (self._odds * gate_grad).sum(1, keepdim=True)
+        rival_grad = self._odds * (gate_grad - mean)  # sum_j dL/dg_j p_j (delta_ij - p_i)
         before = self.alpha_table()
-        full = torch.zeros_like(before).scatter_(1, self._rivals, of_rivals)
+        full = torch.zeros_like(before).scatter_(1, self._rivals, rival_grad)
         self.step([g.to(a.device) for g, a in zip(full, self.alphas, strict=True)])
         self._keep_mass(before)
 

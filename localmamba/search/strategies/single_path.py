@@ -1,4 +1,4 @@
-"""Uniform sampling of paths, then evolution over the choices of directions."""
+"""Uniform sampling of paths, then evolution over choices of directions (SPOS)."""
 
 import random
 from collections.abc import Callable
@@ -6,48 +6,42 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .evolution import Sets, Space, evolve
-from .strategy import SearchSettings, Strategy
-from .supernet import sample_sets
+from ..evolution import Sets, Space, evolve
+from ..strategy import SearchSettings, Strategy, register_strategy, sample_sets
 
 _SURVIVORS = 10
-"""The best choices, whose directions make up the final probabilities."""
+"""Number of best choices whose directions make up the final probabilities."""
 
 
+@register_strategy("single_path")
 class SinglePath(Strategy):
-    """Each step trains `keep` directions of each layer, drawn uniformly; evolution then chooses.
+    """Trains `keep` directions of each layer at a time, drawn uniformly; evolution then chooses.
 
     Guo et al., "Single Path One-Shot Neural Architecture Search with Uniform Sampling", ECCV 2020
     (https://arxiv.org/abs/1904.00420). There is no alpha: a path of the supernet is the final
-    model itself, its branches simply added, and what is drawn and evolved are sets of `keep`
-    directions, so that directions are judged in company. Until the evolution, probabilities are
-    estimated from the training losses: softmax of how much smaller the loss was, in its standard
-    deviations, when a direction took part.
+    model itself, its branches added without weights. Sets of `keep` directions are drawn and
+    evolved, so that a direction is evaluated together with others. Until the evolution,
+    probabilities are estimated from the training losses: softmax of how much smaller the loss was,
+    in its standard deviations, when a direction took part.
     """
 
-    name = "single_path"
     uses_holdout = True
+    weighted = False
 
     def __init__(self, model: nn.Module, settings: SearchSettings, seed: int):
         super().__init__(model, settings, seed)
-        for mixer in self.mixers:
-            mixer.alpha = None
         self._uniform = torch.zeros(len(self.mixers), len(self.candidates))
         self._estimate = self._uniform
         self._drawn: list[list[list[int]]] = []
         self._losses: list[Tensor] = []
 
-    @property
-    def alphas(self) -> list[nn.Parameter]:
-        return []
-
     def start_weight_pass(self) -> None:
         drawn = sample_sets(self._uniform, self.settings.keep, self.generator)
         self._drawn.append(drawn)
-        self.paths.set(drawn)
+        self.sample(drawn)
 
     def start_evaluation(self) -> None:
-        self.paths.set(self.kept_branches())
+        self.sample(self.kept_branches())
 
     def record(self, loss: Tensor) -> None:
         self._losses.append(loss.detach())
@@ -61,7 +55,7 @@ class SinglePath(Strategy):
         return torch.softmax(self._estimate, dim=1)
 
     def _gain(self) -> Tensor:
-        """By how many standard deviations the loss was smaller with each direction, [layers, C]."""
+        """Returns by how many standard deviations each direction lowered the loss, [layers, C]."""
         losses = torch.stack(self._losses).float().cpu()
         score = -(losses - losses.mean()) / losses.std().clamp(min=1e-12)
         drawn = torch.tensor(self._drawn[: len(losses)])  # [steps, layers, keep]
@@ -71,7 +65,7 @@ class SinglePath(Strategy):
 
     def conclude(self, held_out_loss: Callable[[], float]) -> Tensor:
         def loss_of(choice: Sets) -> float:
-            self.paths.set(choice)
+            self.sample(choice)
             return held_out_loss()
 
         space = Space(len(self.mixers), len(self.candidates), self.settings.keep)
@@ -85,9 +79,9 @@ class SinglePath(Strategy):
         return self._shares(ranked)
 
     def _shares(self, ranked: list[Sets]) -> Tensor:
-        """Shares of the directions among the best choices; the very best one counts most.
+        """Returns the shares of the directions among the best choices, [layers, C].
 
-        It weighs as much as all the others together and a little more, so that the likeliest
+        The very best choice counts more than all the others together, so that the likeliest
         directions of each layer are its own.
         """
         survivors = ranked[:_SURVIVORS]

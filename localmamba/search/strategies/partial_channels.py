@@ -1,23 +1,23 @@
-"""All directions run, on a part of the channels."""
+"""All directions on a part of the channels (PC-DARTS)."""
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .strategy import AlternatingStrategy, SearchSettings
+from ..strategy import AlternatingStrategy, SearchSettings, register_strategy
 
 
+@register_strategy("partial_channels")
 class PartialChannels(AlternatingStrategy):
-    """One in `partial` inner channels passes the mixture of directions; the others go round it.
+    """Runs every direction on one in `partial` channels; alpha learns from held-out images.
 
     Xu et al., "PC-DARTS", ICLR 2020 (https://arxiv.org/abs/1907.05737), section 3.2: memory and
-    time of the directions shrink by that factor, and choosing by few channels is less biased. As
-    there, alpha has images of its own, rests in the first part of the training, and K = 4. The
-    channel shuffle of that paper has nothing to do here: a linear layer over all channels follows,
-    and one precedes. Its edge normalisation neither: a block has one edge.
+    time of the directions shrink by that factor, and a choice made on few channels is less biased.
+    As there, alpha has images of its own, is frozen in the first part of the training, and K = 4.
+    Left out: the channel shuffle, since a linear layer over all channels precedes and follows; the
+    edge normalisation, since a block has one edge.
     """
 
-    name = "partial_channels"
     reusable = False  # the directions' parameters are those of fewer channels
     betas = (0.5, 0.999)
     weight_decay = 1e-3
@@ -25,7 +25,7 @@ class PartialChannels(AlternatingStrategy):
     def __init__(self, model: nn.Module, settings: SearchSettings, seed: int):
         super().__init__(model, settings, seed)
         for mixer in self.mixers:
-            mixer.narrow(settings.partial)
+            mixer.partial_channels(settings.partial)
 
     def start_choice_pass(self, progress: float) -> list[Tensor]:
         if progress < self.settings.choice_warmup:
