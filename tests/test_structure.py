@@ -51,13 +51,11 @@ def imported_parts(module: Path) -> Iterator[str]:
 
 
 def allowed_parts(part: str) -> set[str]:
-    if part == SHARED:
-        return set()
     if part == LEAF:
         return {LEAF}
     if part in TOOLS:
-        return {*CHAIN[:-1], LEAF, SHARED, *TOOLS}
-    lower = {SHARED, *CHAIN[: CHAIN.index(part) + 1]}
+        return {*CHAIN[:-1], LEAF, *TOOLS}
+    lower = {*CHAIN[: CHAIN.index(part) + 1]}
     if part in {"search", "tasks", "recipes", "cli"}:
         lower.add(LEAF)
     return lower | TOOLS if part == "cli" else lower
