@@ -1,20 +1,27 @@
-"""The folder of a run: made once, never another run's, readable files."""
+"""Folder of a run and the readable files in it."""
 
 import csv
 import json
 import os
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from localmamba.search.choice import write_atomically
-
 RUNS = Path("runs")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a draft to be written, then replaces the file: readers find the old or the new one."""
+    draft = path.with_name(f".{path.name}.draft")
+    yield draft
+    os.replace(draft, path)
 
 
 def make_run_folder(output: Path | None, name: str, overwrite: bool = False) -> Path:
@@ -22,7 +29,7 @@ def make_run_folder(output: Path | None, name: str, overwrite: bool = False) -> 
 
     Args:
         output: The folder; by default runs/<name>, or runs/<name>-2 and so on if that is taken.
-        name: What the run is about.
+        name: Name of the run.
         overwrite: Whether `output` may exist and hold files; those of the same name are replaced.
 
     Raises:
@@ -56,38 +63,42 @@ def write_config(folder: Path, command: str, config: Mapping[str, Any]) -> Path:
     """Writes config.yaml, which the command takes back with --config."""
     path = folder / "config.yaml"
     again = f"localmamba {command} --config {shlex.quote(str(path))}"
-    text = yaml.safe_dump(_plain(config), sort_keys=False, default_flow_style=None, width=100)
-    write_atomically(path, f"# again: {again}\n{text}")
-    return path
+    text = yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=None, width=100)
+    return write_text(path, f"# again: {again}\n{text}")
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Writes JSON in one step."""
-    write_atomically(path, json.dumps(_plain(content), indent=1) + "\n")
+    """Writes JSON."""
+    return write_text(path, json.dumps(plain(content), indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a text; makes its folder if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as draft:
+        draft.write_text(text)
     return path
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes rows with the same keys in one step."""
-    draft = path.with_name(f".{path.name}.draft")
-    with draft.open("w", newline="") as file:
+    """Writes rows with the same keys."""
+    with replacing(path) as draft, draft.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(draft, path)
     return path
 
 
 def versions() -> dict[str, str]:
-    """What a figure was made with."""
+    """Returns the versions of Python and the libraries that decide a figure."""
     names = ("localmamba", "torch", "timm", "lightning", "numpy")
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 
-def _plain(value: Any) -> Any:
-    """Tuples and paths as what YAML and JSON have."""
+def plain(value: Any) -> Any:
+    """Returns a value with tuples as lists and paths as text, as YAML and JSON have them."""
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value
