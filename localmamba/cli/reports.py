@@ -7,8 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-SHARES = ("accuracy", "top5")
-"""Metrics shown in per cent."""
+from localmamba.tasks.metrics import format_metric, is_share
 
 
 def print_results(
@@ -25,18 +24,18 @@ def print_results(
     table = Table(title=title, box=box.SIMPLE, show_edge=False, caption=note or None)
     table.add_column("model", no_wrap=True)
     for name in next(iter(results.values())):
-        table.add_column(f"{name} %" if name in SHARES else name, justify="right")
+        table.add_column(f"{name} %" if is_share(name) else name, justify="right")
     for model, metrics in results.items():
         table.add_row(model, *(_number(name, value) for name, value in metrics.items()))
     console.print(table)
 
 
 def _number(name: str, value: float) -> str:
-    if name in SHARES:
-        return f"{100 * value:.2f}"
+    if is_share(name):
+        return format_metric(name, value).removesuffix(" %")
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.1f}" if name == "seconds" else f"{value:.4f}"
+    return f"{value:.1f}" if name == "seconds" else format_metric(name, value)
 
 
 def print_paths(console: Console, paths: Sequence[Path]) -> None:

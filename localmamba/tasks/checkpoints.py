@@ -10,9 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from localmamba._files import write_atomically
 from localmamba.data import InputSpec
 from localmamba.tasks.building import build_model
-from localmamba.tasks.run_folder import replacing
 
 KEY = "localmamba"
 
@@ -52,8 +52,7 @@ class Card:
 def save_checkpoint(path: Path, model: nn.Module, card: Card) -> None:
     """Writes a model and its description."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    with replacing(path) as draft:
-        draft.write_bytes(save(state, metadata={KEY: json.dumps(asdict(card))}))
+    write_atomically(path, save(state, metadata={KEY: json.dumps(asdict(card))}))
 
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:

@@ -1,27 +1,20 @@
 """Folder of a run and the readable files in it."""
 
 import csv
+import io
 import json
-import os
 import platform
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from localmamba._files import write_atomically
+
 RUNS = Path("runs")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a draft to be written, then replaces the file: readers find the old or the new one."""
-    draft = path.with_name(f".{path.name}.draft")
-    yield draft
-    os.replace(draft, path)
 
 
 def make_run_folder(output: Path | None, name: str, overwrite: bool = False) -> Path:
@@ -64,28 +57,23 @@ def write_config(folder: Path, command: str, config: Mapping[str, Any]) -> Path:
     path = folder / "config.yaml"
     again = f"localmamba {command} --config {shlex.quote(str(path))}"
     text = yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=None, width=100)
-    return write_text(path, f"# again: {again}\n{text}")
+    write_atomically(path, f"# again: {again}\n{text}")
+    return path
 
 
 def write_json(path: Path, content: Any) -> Path:
     """Writes JSON."""
-    return write_text(path, json.dumps(plain(content), indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Writes a text; makes its folder if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as draft:
-        draft.write_text(text)
+    write_atomically(path, json.dumps(plain(content), indent=1) + "\n")
     return path
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Writes rows with the same keys."""
-    with replacing(path) as draft, draft.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
     return path
 
 

@@ -1,7 +1,7 @@
 """Lightning's Trainer as this package uses it: quiet, and writing only what its callbacks write."""
 
+import io
 import logging
-import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from localmamba.tasks.run_folder import replacing
+from localmamba._files import write_atomically
 from localmamba.tasks.settings import Hardware
 
 
@@ -48,10 +48,9 @@ class ReplacingCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Writes a checkpoint."""
         del storage_options
-        with replacing(Path(path)) as draft, draft.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_atomically(path, content.getvalue())
 
 
 def make_trainer(
