@@ -47,6 +47,8 @@ class Classification(LightningModule):
         # Part of the checkpoint, so that an epoch that is resumed has the mean of all its steps.
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_loss.persistent(True)
+        # Metrics of torchmetrics are exact over processes with batches of different sizes.
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.top5: MulticlassAccuracy | None = None
         if num_classes > MANY_CLASSES:
@@ -101,13 +103,12 @@ class Classification(LightningModule):
         del batch_idx
         images, labels = batch
         logits = self.model(images).float()
-        accuracies = {"val_accuracy": self.accuracy, "val_top5": self.top5}
-        for name, metric in accuracies.items():
+        self.val_loss.update(F.cross_entropy(logits, labels), len(images))
+        self.log("val_loss", self.val_loss)
+        for name, metric in (("val_accuracy", self.accuracy), ("val_top5", self.top5)):
             if metric is not None:
                 metric.update(logits, labels)
-                self.log(name, metric, on_step=False, on_epoch=True)
-        loss = F.cross_entropy(logits, labels)
-        self.log("val_loss", loss, batch_size=len(images), sync_dist=True)
+                self.log(name, metric)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Returns AdamW and a schedule that moves every step."""

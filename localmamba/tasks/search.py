@@ -12,7 +12,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
-from localmamba.data.module import ImageData
 from localmamba.data.transforms import normalize
 from localmamba.layers import DirectionalMixer
 from localmamba.search import Choice, Strategy, entropy, make_strategy
@@ -172,20 +171,9 @@ class Search(Run[SearchJob]):
     ) -> Searched | None:
         """Trains the supernet and writes its choice, from the first epoch on.
 
-        Args:
-            folder: Folder for directions.json, probabilities.csv and metrics.csv, written after
-                each epoch; in the end metrics.json and, if a final model can start from it,
-                supernet.safetensors. Only the first process needs it.
-            console: Console of the progress; none if not given.
-            title: Text before the progress bar; the model's name by default.
-            resume: Whether to go on from the state in the folder.
-            callbacks: Further callbacks of Lightning.
-
-        Returns:
-            The result; None in all processes but the first.
-
-        Raises:
-            ValueError: If input or loss are not finite, or there is nothing to resume.
+        Takes, returns and raises the same as `Training.run`. The folder gets directions.json,
+        probabilities.csv and metrics.csv after each epoch, in the end metrics.json and, if a final
+        model can start from it, supernet.safetensors.
         """
         main = is_main_process()
         steps, title = self.steps, title or self.job.model
@@ -229,7 +217,8 @@ class Search(Run[SearchJob]):
             held_out = np.random.default_rng(self.job.seed).permutation(self.data.parts()[1])
             held_out = held_out[: self.strategy.settings.judge_images]
             count = len(held_out)
-            batches = self._read(held_out, device)
+            loader = self.data.loader(self.data.dataset("train"), self.data.share(held_out))
+            batches = [(normalize(x.to(device), self.spec), y.to(device)) for x, y in loader]
         status = console.status(title) if console is not None else None
 
         @torch.no_grad()
@@ -253,12 +242,6 @@ class Search(Run[SearchJob]):
             if status is not None:
                 status.stop()
             module.cpu()
-
-    def _read(self, held_out: np.ndarray, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-        """Returns this process's batches of held-out training images."""
-        data: ImageData = self.data
-        loader = data.loader(data.dataset("train"), data.share(held_out))
-        return [(normalize(x.to(device), self.spec), y.to(device)) for x, y in loader]
 
 
 def _mean(values: Sequence[float]) -> float:
