@@ -147,6 +147,8 @@ class Search(Run[SearchJob]):
         ValueError: If the job's parts are not there or do not fit together.
     """
 
+    validates = False
+
     def __init__(self, job: SearchJob):
         # A path of single_path is the final model itself: it has no weights of directions.
         weighted = {"search": job.strategy != "single_path"}
@@ -161,13 +163,17 @@ class Search(Run[SearchJob]):
         self.steps = SearchSteps(job, self.strategy)
         self.data = self.image_data(job.search.choice_share if self.strategy.uses_holdout else 0.0)
 
+    def note(self) -> str:
+        """Returns the entropy and the number of layers whose choice has changed."""
+        return self.steps.note
+
     def run(
         self,
         folder: Path | None = None,
         console: Console | None = None,
         title: str = "",
         resume: bool = False,
-        callbacks: tuple[Callback, ...] = (),
+        callbacks: Sequence[Callback] = (),
     ) -> Searched | None:
         """Trains the supernet and writes its choice, from the first epoch on.
 
@@ -178,10 +184,7 @@ class Search(Run[SearchJob]):
         main = is_main_process()
         steps, title = self.steps, title or self.job.model
         steps.folder = folder if main else None
-        plugged = [steps, *callbacks]
-        trainer, module = self.fit(
-            self.data, folder, console, title, resume, plugged, lambda: steps.note, validates=False
-        )
+        trainer, module = self.fit(folder, console, title, resume, [steps, *callbacks])
         with quiet_lightning():
             probabilities, tried = self.conclude(trainer, module, console if main else None, title)
         if not main:

@@ -1,9 +1,9 @@
 """A training, from its job to the files of its run; and what a search has in common with it."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging
@@ -39,6 +39,10 @@ class Run(Generic[AnyJob]):
         ValueError: If the job's parts are not there or do not fit together.
     """
 
+    data: ImageData
+    validates: ClassVar[bool] = True
+    """Whether every epoch ends with a validation."""
+
     def __init__(
         self,
         job: AnyJob,
@@ -68,33 +72,19 @@ class Run(Generic[AnyJob]):
         data.setup("fit")
         return data
 
+    def note(self) -> str:
+        """Returns a text to be shown after the figures of an epoch."""
+        return ""
+
     def fit(
         self,
-        data: ImageData,
         folder: Path | None,
         console: Console | None,
         title: str,
         resume: bool,
-        plugged: list[Callback],
-        note: Callable[[], str] = lambda: "",
-        validates: bool = True,
+        callbacks: Sequence[Callback],
     ) -> tuple[Trainer, Classification]:
-        """Trains the model; every device has the same weights in the end.
-
-        Args:
-            data: Training batches.
-            folder: Folder for metrics.csv and the state of the run; of the first process alone,
-                but of all with `resume`.
-            console: Console of the progress; none if not given.
-            title: Text before the progress bar; the model's name by default.
-            resume: Whether to go on from the state in the folder.
-            plugged: Further callbacks, called before the others.
-            note: Returns a text to follow the figures of an epoch.
-            validates: Whether every epoch ends with a validation.
-
-        Raises:
-            ValueError: If input or loss are not finite, or there is nothing to resume.
-        """
+        """Trains the model; arguments are those of `Training.run`."""
         job, settings = self.job, self.job.training
         state = None
         if resume:
@@ -105,18 +95,18 @@ class Run(Generic[AnyJob]):
             folder = console = None
         self.history.path = folder / "metrics.csv" if folder else None
         average = [EMAWeightAveraging(decay=settings.ema)] if settings.ema else []
-        display = [ProgressDisplay(title or job.model, console, note)] if console else []
+        display = [ProgressDisplay(title or job.model, console, self.note)] if console else []
         saving = SaveState(folder / STATE if folder else None, job)
-        callbacks = [*average, *plugged, self.history, *display, saving]
+        callbacks = [*average, *callbacks, self.history, *display, saving]
         module = Classification(
             self.model, len(self.source.classes), settings, job.augmentation, job.seed
         )
         with quiet_lightning():
             seed_everything(job.seed, workers=True, verbose=False)
             trainer = make_trainer(
-                job.hardware, callbacks, settings.epochs, settings.clip_grad, validates
+                job.hardware, callbacks, settings.epochs, settings.clip_grad, self.validates
             )
-            fit(trainer, module, data, state)
+            fit(trainer, module, self.data, state)
             for callback in average:
                 # Again, for a run that was stopped after its last epoch.
                 callback.on_train_end(trainer, module)
@@ -193,12 +183,13 @@ class Training(Run[TrainingJob]):
         console: Console | None = None,
         title: str = "",
         resume: bool = False,
-        callbacks: tuple[Callback, ...] = (),
+        callbacks: Sequence[Callback] = (),
     ) -> Trained | None:
         """Trains, then evaluates the last weights on held-out images.
 
         Args:
-            folder: Folder for metrics.csv and, until the result is saved, the state of the run.
+            folder: Folder for metrics.csv and, until the result is saved, the state of the run. All
+                processes but the first need it to resume only.
             console: Console of the progress; none if not given.
             title: Text before the progress bar; the model's name by default.
             resume: Whether to go on from the state in the folder.
@@ -210,7 +201,7 @@ class Training(Run[TrainingJob]):
         Raises:
             ValueError: If input or loss are not finite, or there is nothing to resume.
         """
-        trainer, module = self.fit(self.data, folder, console, title, resume, list(callbacks))
+        trainer, module = self.fit(folder, console, title, resume, callbacks)
         split = self.source.final
         held_out = ImageData(self.source, self.spec, self.job.images, evaluated=split)
         metrics = evaluate(trainer, module, held_out)
