@@ -35,7 +35,7 @@ def test_resumed_search_leaves_the_same_files(run, strategy, tmp_path, monkeypat
             if next(steps, None) is None:
                 raise KeyboardInterrupt
 
-        patch.setattr("localmamba.tasks.search.SearchSteps.on_train_batch_start", step)
+        patch.setattr("localmamba.tasks.callbacks.ProgressDisplay.on_train_batch_end", step)
         said = run(*options, "--output", "stopped")
     assert said.code == 130
     assert "interrupted" in said.err
