@@ -9,7 +9,7 @@ from rich.console import Console
 
 UNSEARCHED = ["h", "h_flip", "w2", "w2_flip"]
 ROWS = ["h", "h_flip", "h", "h_flip"]
-"""Rows alone, on as many branches: the same number of parameters."""
+"""Rows only, on as many branches: the same number of parameters."""
 
 NOTE = "One seed and {images} images: differences of a few images mean nothing."
 
@@ -23,7 +23,7 @@ def demo(
     """Searches scan directions on handwritten digits and trains the model found, in 3 minutes.
 
     The digits (1797 images of 8 x 8, a fifth held out) come with scikit-learn; no download, no GPU.
-    It is what these four commands do, and compares the model found with the same model without
+    It does what these four commands do, and compares the model found with the same model without
     search (rows and windows of 2 in every layer) and with rows only:
 
       localmamba search --data digits --model localvim_demo_search
@@ -32,7 +32,7 @@ def demo(
       localmamba train --data digits --model localvim_demo --directions '[h, h_flip, h, h_flip]'
 
     Args:
-        seed: Of everything that is drawn.
+        seed: Seed of everything that is drawn.
         threads: CPU threads; PyTorch's choice if not given.
         output: Folder of the run; runs/demo by default, numbered if that is taken.
         overwrite: Whether the output folder may hold files; those of the same name are replaced.
@@ -81,12 +81,12 @@ def demo(
 
 
 def _search(folder: Path, everywhere: dict[str, Any], console: Console) -> tuple[Any, float]:
-    """The choice of directions, and how long it took."""
+    """Returns the choice of directions, and how many seconds it took."""
     from localmamba.cli.show import draw_search
     from localmamba.recipes import load_recipe
+    from localmamba.tasks.job import SearchJob
     from localmamba.tasks.run_folder import write_config
     from localmamba.tasks.search import Search
-    from localmamba.tasks.search_job import SearchJob
 
     start = time.perf_counter()
     job = SearchJob.from_config({**load_recipe("search", "digits"), **everywhere})
@@ -94,6 +94,7 @@ def _search(folder: Path, everywhere: dict[str, Any], console: Console) -> tuple
     folder.mkdir(exist_ok=True)
     write_config(folder, "search", job.config())
     searched = ready.run(folder, console, "search")
+    assert searched is not None  # one process
     draw_search(folder)
     return searched.choice, round(time.perf_counter() - start, 1)
 
@@ -105,7 +106,7 @@ def _train(
     console: Console,
     title: str,
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Trains from scratch; the metrics on held-out images, and a row an epoch."""
+    """Trains from scratch; returns the metrics on held-out images, and a row an epoch."""
     from localmamba.recipes import load_recipe
     from localmamba.tasks.job import TrainingJob
     from localmamba.tasks.run_folder import write_config
@@ -125,7 +126,7 @@ def _train(
 
 
 def _draw(folder: Path, choice: Any, histories: dict[str, Any]) -> list[Path]:
-    """The chosen directions of every layer, and the training curves."""
+    """Draws the chosen directions of every layer, and the training curves."""
     from localmamba.figures.curves import draw_curves
     from localmamba.figures.directions import draw_directions
     from localmamba.figures.style import save_figure

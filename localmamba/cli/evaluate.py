@@ -1,4 +1,4 @@
-"""`localmamba evaluate`: what a checkpoint is worth on held-out images."""
+"""`localmamba evaluate`: metrics of a checkpoint on held-out images."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ def evaluate(
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32",
     output: Path | None = None,
 ) -> None:
-    """Evaluates a checkpoint of `localmamba train`, which says itself which model it is.
+    """Evaluates a checkpoint of `localmamba train`, which names its model itself.
 
     Args:
         checkpoint: A model.safetensors.

@@ -1,4 +1,4 @@
-"""`localmamba search`: the scan directions of every layer, from a data set to a run folder."""
+"""`localmamba search`: searches scan directions on a data set and leaves a run folder."""
 
 import inspect
 from pathlib import Path
@@ -41,11 +41,11 @@ def search(
             for each class in them, or just a folder for each class, which is then split.
         model: timm's name of a supernet, such as localvim_search, localvmamba_tiny_search or
             localvim_demo_search.
-        images: See there.
-        augmentation: See there.
-        training: See there.
-        settings: See there.
-        hardware: See there.
+        images: Images and batches.
+        augmentation: Augmentation of the training images.
+        training: Optimiser and schedule.
+        settings: Settings of the strategy.
+        hardware: Device, number of devices, precision.
         candidates: Directions to choose from, such as h v w3 w2x7 hilbert_flip; the paper's
             eight if not given.
         strategy: {strategies}
@@ -53,23 +53,25 @@ def search(
         chunk_size: Directions of a layer that are computed at a time, and again in the backward
             pass, which saves memory with many candidates; 0 for all.
         checkpointing: Whether layers are run again in the backward pass, to save memory.
-        seed: Of everything that is drawn; one seed, one result.
+        seed: Seed of everything that is drawn; one seed, one result.
         output: Folder of the run; runs/search-MODEL-DATA by default, numbered if that is taken.
         overwrite: Whether the output folder may hold files; those of the same name are replaced.
-        resume: Whether to go on after the last finished epoch of the run in the output folder.
+        resume: Whether to go on from the last saved step of the run in the output folder.
 
     Examples:
       localmamba search --data digits --model localvim_demo_search
       localmamba search --data PHOTOS --model localvim_search --candidates h v w2 w7 w14 snake
       localmamba search --data PHOTOS --model localvmamba_tiny_search --strategy single_path
       localmamba search --data IMAGENET --model localvim_search --config imagenet
+      localmamba search --data PHOTOS --model localvim_search --devices 2 --precision bf16-mixed
       localmamba search --config runs/x/config.yaml --output runs/x --resume
     """
     from localmamba.cli.reports import make_console, print_paths
     from localmamba.cli.show import draw_search, print_choice
+    from localmamba.tasks.job import SearchJob
     from localmamba.tasks.run_folder import make_run_folder, write_config
     from localmamba.tasks.search import Search
-    from localmamba.tasks.search_job import SearchJob
+    from localmamba.tasks.trainer import is_main_process
 
     if resume and output is None:
         raise ValueError("resume needs the run's folder: --output FOLDER")
@@ -89,10 +91,14 @@ def search(
         hardware=hardware,
     )
     ready = Search(job)
+    if not is_main_process():
+        ready.run(output, resume=resume)
+        return
     console = make_console()
     folder = make_run_folder(output, f"search-{model}-{Path(data).name}", overwrite or resume)
     config = write_config(folder, "search", job.config())
     searched = ready.run(folder, console, resume=resume)
+    assert searched is not None  # this is the main process
     figures = draw_search(folder)
     print_choice(console, searched.choice)
     names = ("directions.json", "probabilities.csv", "metrics.csv", "metrics.json")

@@ -161,7 +161,7 @@ def draw_search(folder: Path, stem: Path | None = None) -> list[Path]:
     from localmamba.figures.directions import draw_directions
     from localmamba.figures.probabilities import draw_probabilities
     from localmamba.figures.style import save_figure
-    from localmamba.tasks.search_report import read_probabilities
+    from localmamba.tasks.search import read_probabilities
 
     table, title, depths = load_table(str(folder / "directions.json"))
     history, candidates = read_probabilities(folder / "probabilities.csv")

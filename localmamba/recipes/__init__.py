@@ -1,4 +1,4 @@
-"""Recipes: settings of a command by name, as YAML files in a folder for each command.
+"""Recipes: named settings of a command, YAML files in a folder for each command.
 
 `localmamba train --data digits` starts from `train/digits.yaml`, a folder from `train/folder.yaml`;
 `--config NAME` takes another one. The heading of each says where it comes from.
@@ -11,12 +11,12 @@ ROOT = Path(__file__).parent
 
 
 def list_recipes(command: str) -> list[str]:
-    """Names of a command's recipes."""
+    """Lists the recipes of a command."""
     return sorted(path.stem for path in (ROOT / command).glob("*.yaml"))
 
 
 def find_recipe(command: str, name: str) -> Path:
-    """The file of a recipe: of that name, or the path of a file of one's own.
+    """Returns the file of a recipe, from its name or from the path of a file of one's own.
 
     Raises:
         ValueError: If there is neither.
@@ -30,14 +30,14 @@ def find_recipe(command: str, name: str) -> Path:
 
 
 def default_recipe(command: str, data: str) -> str | None:
-    """The recipe that a command starts from with this data, if it has recipes."""
+    """Returns the name of the recipe that a command starts from with this data, if any."""
     names = list_recipes(command)
     name = data if data in names else "folder"
     return name if name in names else None
 
 
 def load_recipe(command: str, name: str) -> dict[str, Any]:
-    """The settings of a recipe."""
+    """Loads the settings of a recipe."""
     import yaml  # type: ignore[import-untyped]
 
     return yaml.safe_load(find_recipe(command, name).read_text())

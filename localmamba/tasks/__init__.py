@@ -1,1 +1,1 @@
-"""What is trained and how. The modules import Lightning; the package does not."""
+"""Training, search and evaluation under Lightning; the rest of the package does without it."""

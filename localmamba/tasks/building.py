@@ -13,7 +13,7 @@ from localmamba.search import make_supernet
 
 
 def check_model(name: str) -> str:
-    """The name; ValueError with the names most like it if timm has no such model."""
+    """Returns the name of a model; raises ValueError, with similar names, if timm has none such."""
     if not timm.is_model(name):
         known = timm.list_models()
         close = difflib.get_close_matches(name, known, n=4) or timm.list_models("local*")
@@ -22,12 +22,12 @@ def check_model(name: str) -> str:
 
 
 def input_spec(name: str, settings: ImageSettings, channels: int) -> InputSpec:
-    """What a model is to take as input: its own configuration where the settings say nothing.
+    """Returns the input of a model: the settings, or else the model's own configuration.
 
     Args:
         name: timm's name of the model.
         settings: Image size and crop.
-        channels: Of the images: 1 or 3.
+        channels: Channels of the images: 1 or 3.
 
     Raises:
         ValueError: If there is no such model.
@@ -55,7 +55,7 @@ def model_arguments(
     drop_path: float | None = None,
     others: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The arguments of `timm.create_model` for these images and classes; None is left out."""
+    """Returns the arguments of `timm.create_model` for these images and classes, without None."""
     config = timm.get_pretrained_cfg(name)
     own_size = config.input_size[-1] if config and config.input_size else None
     arguments = {
@@ -71,7 +71,7 @@ def model_arguments(
 
 
 def build_model(name: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
-    """`timm.create_model` whose errors are one line.
+    """Makes a model with `timm.create_model`; errors are one line.
 
     Args:
         name: timm's name of the model.
@@ -104,5 +104,5 @@ def _first_line(error: Exception) -> str:
 
 
 def model_directions(model: nn.Module) -> list[list[str]]:
-    """The scan directions of every block; empty for a model that has none."""
+    """Returns the scan directions of every block; empty for a model that has none."""
     return [list(m.directions) for m in model.modules() if isinstance(m, DirectionalMixer)]

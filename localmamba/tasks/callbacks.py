@@ -1,10 +1,14 @@
-"""What a user sees of a training, and the table of its epochs."""
+"""Callbacks of every run: table of epochs, progress, saved state."""
 
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,17 +20,24 @@ from rich.progress import (
 )
 
 from localmamba._format import format_metric
-from localmamba.tasks.run_folder import write_csv
+from localmamba.tasks.job import ELSEWHERE, Job
+from localmamba.tasks.run_folder import plain, write_csv
 
 LINES = 10
-"""Where there is no terminal, a training prints about so many lines."""
+"""Lines that a training prints where there is no terminal, about."""
+
+STATE = "state.pt"
+"""Lightning's checkpoint in the folder of a run that is not finished."""
+
+SAVE_STEPS = 500
+"""Steps after which the state of an epoch is saved; it is also saved at the end of each epoch."""
 
 
 class History(Callback):
-    """One row an epoch: learning rate, every logged metric, seconds; kept as a CSV file.
+    """Keeps a row an epoch: learning rate, every logged metric, seconds.
 
     Args:
-        path: The file, rewritten after each epoch; none if not given.
+        path: CSV file, rewritten after each epoch; none if not given.
     """
 
     def __init__(self, path: Path | None = None):
@@ -34,42 +45,51 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
         self._start = 0.0
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clock."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock of an epoch that is resumed."""
         del trainer, pl_module
         self._start = time.perf_counter()
+
+    on_train_epoch_start = on_train_start
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Adds the row; Lightning has validated by now."""
         del pl_module
         metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
-        row = {"epoch": trainer.current_epoch + 1, "lr": _rate(trainer), **metrics}
+        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        row = {"epoch": trainer.current_epoch + 1, "lr": rate, **metrics}
         self.rows.append(row | {"seconds": round(time.perf_counter() - self._start, 3)})
-        if self.path is not None and trainer.is_global_zero:
+        if self.path is not None:
             write_csv(self.path, self.rows)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the rows, for a checkpoint."""
+        return {"rows": self.rows}
 
-def _rate(trainer: Trainer) -> float:
-    return float(trainer.optimizers[0].param_groups[0]["lr"])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the rows of a checkpoint."""
+        self.rows = state_dict["rows"]
 
 
 class ProgressDisplay(Callback):
-    """One bar for a whole training or evaluation; lines where there is no terminal.
+    """Shows one bar for a whole training or evaluation; lines where there is no terminal.
 
     Args:
-        title: Before the bar.
-        console: Where to.
+        title: Text before the bar.
+        console: Console of the bar.
+        note: Returns a text to follow the figures of an epoch.
     """
 
-    def __init__(self, title: str, console: Console):
+    def __init__(self, title: str, console: Console, note: Callable[[], str] = lambda: ""):
         self.title = title
         self.console = console
+        self.note = note
         self._progress: Progress | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the bar, one step a batch."""
         del pl_module
-        self._show(int(trainer.estimated_stepping_batches))
+        self._show(self.title, int(trainer.estimated_stepping_batches), trainer.global_step)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Moves the bar."""
@@ -79,47 +99,53 @@ class ProgressDisplay(Callback):
         """Shows the epoch's figures."""
         del pl_module
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
-        figures = f"epoch {epoch}/{epochs}  {figures_text(trainer.callback_metrics)}"
+        metrics = (
+            f"{k} {format_metric(k, float(v), ' %')}" for k, v in trainer.callback_metrics.items()
+        )
+        figures = "  ".join(
+            filter(None, [f"epoch {epoch}/{epochs}", *sorted(metrics), self.note()])
+        )
         if self._progress is not None and self.console.is_terminal:
             self._progress.update(self._progress.task_ids[0], figures=figures)
         elif epoch == epochs or epoch % max(1, epochs // LINES) == 0:
-            self.console.print(f"{self.title}  {figures}", highlight=False, soft_wrap=True)
-
-    def on_train_end(self, *_: Any) -> None:
-        """Takes the bar away."""
-        self._hide()
+            text = f"{self.title}  {figures}"
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows a bar for an evaluation that stands alone."""
+        """Shows a bar for an evaluation outside a training."""
         del pl_module
-        if self._progress is None and not trainer.training and not trainer.sanity_checking:
-            self._show(int(sum(trainer.num_val_batches)))
+        if trainer.state.fn == "validate":
+            self._show("evaluating", int(sum(trainer.num_val_batches)))
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Moves the bar of an evaluation that stands alone."""
+        """Moves the bar of an evaluation."""
         if trainer.state.fn == "validate":
             self._advance()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the bar of an evaluation that stands alone away."""
+        """Removes the bar of an evaluation."""
         del pl_module
         if trainer.state.fn == "validate":
             self._hide()
 
-    def on_exception(self, *_: Any) -> None:
-        """Leaves the terminal as it was."""
+    def on_train_end(self, *_: Any) -> None:
+        """Removes the bar."""
         self._hide()
 
-    def _show(self, steps: int) -> None:
+    def on_exception(self, *_: Any) -> None:
+        """Removes the bar."""
+        self._hide()
+
+    def _show(self, title: str, steps: int, done: int = 0) -> None:
         columns = [
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
             TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
         ]  # fmt: skip
         visible = self.console.is_terminal
         self._progress = Progress(
             *columns, console=self.console, transient=True, disable=not visible
         )
-        self._progress.add_task(self.title, total=steps, figures="")
+        self._progress.add_task(title, total=steps, completed=done, figures="")
         self._progress.start()
 
     def _advance(self) -> None:
@@ -132,9 +158,64 @@ class ProgressDisplay(Callback):
             self._progress = None
 
 
-def figures_text(metrics: Any) -> str:
-    """Metrics in one line: `train_loss 0.1234  val_accuracy 97.21 %`."""
-    return "  ".join(
-        f"{name} {format_metric(name, float(value), '%')}"
-        for name, value in sorted(metrics.items())
-    )
+class SaveState(Checkpoint):
+    """Saves Lightning's checkpoint of a run, from which it can be resumed.
+
+    Args:
+        path: File of the first process, which alone writes; none if not given.
+        job: Kept in the checkpoint, see `check_state`.
+    """
+
+    def __init__(self, path: Path | None, job: Job):
+        self.path = path
+        self.job = job
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tells the other processes whether there is a file; all of them take part in saving."""
+        del pl_module, stage
+        self.path = trainer.strategy.broadcast(self.path)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Saves in the course of long epochs."""
+        if (trainer.fit_loop.total_batch_idx + 1) % SAVE_STEPS == 0:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves after the other callbacks and the check of the loss."""
+        del pl_module
+        self._save(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the job."""
+        del trainer, pl_module
+        checkpoint["job"] = json.dumps(plain(self.job.config()))
+
+    def _save(self, trainer: Trainer) -> None:
+        if self.path is not None:
+            trainer.save_checkpoint(self.path)
+
+
+def check_state(path: Path, job: Job) -> Path:
+    """Returns the path of a saved state if it is of this job.
+
+    Raises:
+        ValueError: If it is missing, unreadable or of a job with other settings.
+    """
+    if not path.is_file():
+        raise ValueError(f"nothing to resume: there is no {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved = json.loads(content["job"])
+    except (RuntimeError, ValueError, KeyError, EOFError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no state of a run, or cut short: {first}") from None
+    now = plain(job.config())
+    for key in (saved | now).keys() - ELSEWHERE:
+        if saved.get(key) != now.get(key):
+            raise ValueError(
+                f"{path} is of a {job.kind} with other settings: {key} was {saved.get(key)}, "
+                f"now {now.get(key)}"
+            )
+    return path

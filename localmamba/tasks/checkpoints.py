@@ -1,7 +1,6 @@
-"""Checkpoints: weights in safetensors, with all that is needed to use them in its metadata."""
+"""Checkpoints: safetensors whose metadata describe the model."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from localmamba._files import write_atomically
 from localmamba.data import InputSpec
 from localmamba.tasks.building import build_model
 
@@ -19,17 +19,17 @@ KEY = "localmamba"
 
 @dataclass(frozen=True)
 class Card:
-    """What a checkpoint says of itself.
+    """Description of a model, in the metadata of its checkpoint.
 
     Attributes:
         model: timm's name of the model.
-        arguments: Of `timm.create_model`.
+        arguments: Arguments of `timm.create_model`.
         classes: Class names, in the order of the outputs.
-        input: What the model takes.
-        data: What it was trained on, a name or a folder.
+        input: Size, channels and normalisation of the input.
+        data: Name or folder of the training data.
         held_out: Share of that folder's images that was held out, if the folder was not split.
         split_seed: Seed of that split.
-        metrics: Of the held-out images.
+        metrics: Metrics on the held-out images.
     """
 
     model: str
@@ -43,22 +43,20 @@ class Card:
 
     @classmethod
     def from_json(cls, text: str) -> "Card":
-        """The inverse of `json.dumps(asdict(card))`."""
+        """Reads `json.dumps(asdict(card))`."""
         content = json.loads(text)
         spec = content["input"] | {key: tuple(content["input"][key]) for key in ("mean", "std")}
         return cls(**{**content, "input": InputSpec(**spec), "classes": tuple(content["classes"])})
 
 
 def save_checkpoint(path: Path, model: nn.Module, card: Card) -> None:
-    """Writes a model; a reader finds the old file or the new one, never half of one."""
+    """Writes a model and its description."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(save(state, metadata={KEY: json.dumps(asdict(card))}))
-    os.replace(draft, path)
+    write_atomically(path, save(state, metadata={KEY: json.dumps(asdict(card))}))
 
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:
-    """Reads a model that `save_checkpoint` wrote, in evaluation mode. No code of the file is run.
+    """Reads a model that `save_checkpoint` wrote, in evaluation mode; runs no code of the file.
 
     Raises:
         ValueError: If the file is missing, of another kind or cut short.

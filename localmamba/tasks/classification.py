@@ -1,36 +1,34 @@
 """Image classification under Lightning."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.data import Mixup
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from localmamba.data import Augmentation
+from localmamba.data.module import seed_generators
 from localmamba.tasks.optimization import make_optimizer, make_schedule
 from localmamba.tasks.settings import TrainingSettings
 
-Batch = tuple[Tensor, Tensor]
-
 MANY_CLASSES = 20
-"""With more classes than this, the share of images with the truth among the five likeliest says
-something."""
+"""With more classes than this, top-5 accuracy is logged too."""
 
 
 class Classification(LightningModule):
-    """Trains and evaluates a classifier.
+    """Trains and evaluates a classifier, or a supernet with the callback `SearchSteps`.
 
     Logs `train_loss`, `val_loss`, `val_accuracy` and, with many classes, `val_top5`, every epoch.
 
     Args:
         model: Images [B, C, H, W] -> logits [B, classes].
         num_classes: Number of classes.
-        settings: Of the training.
-        augmentation: Its mixup and CutMix are done here, since they mix the targets too.
+        settings: Optimiser and schedule.
+        augmentation: Mixup and CutMix of it are done here, since they mix the targets too.
+        seed: Seed of augmentation, dropout and stochastic depth.
     """
 
     def __init__(
@@ -39,11 +37,18 @@ class Classification(LightningModule):
         num_classes: int,
         settings: TrainingSettings | None = None,
         augmentation: Augmentation | None = None,
+        seed: int = 0,
     ):
         super().__init__()
         self.model = model
         self.settings = settings or TrainingSettings()
+        self.seed = seed
         self.mixup = make_mixup(augmentation or Augmentation(), num_classes)
+        # Part of the checkpoint, so that an epoch that is resumed has the mean of all its steps.
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_loss.persistent(True)
+        # Metrics of torchmetrics are exact over processes with batches of different sizes.
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.top5: MulticlassAccuracy | None = None
         if num_classes > MANY_CLASSES:
@@ -51,44 +56,62 @@ class Classification(LightningModule):
         self.finite = FiniteCheck()
 
     def forward(self, images: Tensor) -> Tensor:
-        """The model's logits."""
+        """Returns the model's logits."""
         return self.model(images)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy, on mixed images and targets if so set."""
-        del batch_idx
-        self.finite.raise_if_not(self.current_epoch)
-        images, targets = batch
+    def on_before_batch_transfer(
+        self, batch: tuple[Tensor, ...], dataloader_idx: int
+    ) -> tuple[Tensor, ...]:
+        """Seeds the random numbers of a training step from seed, step and process.
+
+        A resumed training draws what it would have drawn, and no generator's state is saved.
+        """
+        del dataloader_idx
+        if self.trainer.training:
+            step = self.trainer.fit_loop.total_batch_idx + 1
+            seed_generators(self.seed, step, self.global_rank)
+        return batch
+
+    def loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Returns the cross entropy, of mixed images and targets if so set."""
         if self.mixup is not None:
-            # timm mixes pairs, so an odd image has no part in it.
+            # timm mixes pairs: an odd image is left out.
             even = len(images) // 2 * 2
             images, targets = self.mixup(images[:even], targets[:even])
-        loss = F.cross_entropy(
-            self.model(images).float(), targets, label_smoothing=self.settings.label_smoothing
-        )
-        self.finite.note(images, loss)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(images))
+        smoothing = self.settings.label_smoothing
+        loss = F.cross_entropy(self.model(images).float(), targets, label_smoothing=smoothing)
+        where = f"epoch {self.current_epoch + 1}, step {self.trainer.fit_loop.batch_idx + 1}"
+        self.finite.note(images, loss, where)
+        return loss
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """Returns the loss of the batch; `SearchSteps` has use for what follows the labels."""
+        self.finite.raise_if_not()
+        if batch_idx == 0:
+            self.train_loss.reset()
+        loss = self.loss(*batch[:2])
+        self.train_loss.update(loss.detach())
+        self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """The last step's check."""
-        self.finite.raise_if_not(self.current_epoch)
+        """Checks the last step."""
+        self.finite.raise_if_not()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss without smoothing, accuracy."""
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Logs accuracy, and the loss without label smoothing."""
         del batch_idx
         images, labels = batch
         logits = self.model(images).float()
-        metrics: dict[str, Any] = {"val_loss": F.cross_entropy(logits, labels)}
-        self.accuracy(logits, labels)
-        metrics["val_accuracy"] = self.accuracy
-        if self.top5 is not None:
-            self.top5(logits, labels)
-            metrics["val_top5"] = self.top5
-        self.log_dict(metrics, on_epoch=True, on_step=False, batch_size=len(images))
+        self.val_loss.update(F.cross_entropy(logits, labels), len(images))
+        self.log("val_loss", self.val_loss)
+        for name, metric in (("val_accuracy", self.accuracy), ("val_top5", self.top5)):
+            if metric is not None:
+                metric.update(logits, labels)
+                self.log(name, metric)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW and a schedule that moves every step."""
+        """Returns AdamW and a schedule that moves every step."""
         optimizer = make_optimizer(self.model, self.settings)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = make_schedule(optimizer, self.settings, steps)
@@ -99,35 +122,35 @@ class Classification(LightningModule):
 
 
 class FiniteCheck:
-    """Stops a training that has met NaN or infinity, without making a GPU wait.
+    """Stops a training at NaN or infinity, without a synchronisation in the step itself.
 
-    The flags of a step are read when the next one starts, when they have long been computed.
+    The flags of a step are read when the next one starts.
     """
 
     def __init__(self) -> None:
-        self._flags: Tensor | None = None
+        self._noted: list[tuple[Tensor, str]] = []
 
-    def note(self, images: Tensor, loss: Tensor) -> None:
-        """Computes the flags of this step, on its device."""
-        self._flags = torch.stack([images.isfinite().all(), loss.detach().isfinite().all()])
+    def note(self, images: Tensor, loss: Tensor, where: str) -> None:
+        """Computes the flags of a forward pass, on its device."""
+        flags = torch.stack([images.isfinite().all(), loss.detach().isfinite().all()])
+        self._noted.append((flags, where))
 
-    def raise_if_not(self, epoch: int) -> None:
-        """ValueError that says whether the images or the loss of the step noted were not finite."""
-        flags, self._flags = self._flags, None
-        if flags is None:
-            return
-        images, loss = flags.tolist()
-        if not images:
-            raise ValueError(f"the input holds NaN or infinity (epoch {epoch + 1})")
-        if not loss:
-            raise ValueError(
-                f"the loss is no longer finite (epoch {epoch + 1}); try a smaller lr, clip_grad 1 "
-                "or precision 32"
-            )
+    def raise_if_not(self) -> None:
+        """Raises ValueError if the images or the loss of a pass noted were not finite."""
+        noted, self._noted = self._noted, []
+        for flags, where in noted:
+            images, loss = flags.tolist()
+            if not images:
+                raise ValueError(f"the input holds NaN or infinity ({where})")
+            if not loss:
+                raise ValueError(
+                    f"the loss is no longer finite ({where}); try a smaller lr, clip_grad 1 or "
+                    "precision 32"
+                )
 
 
 def make_mixup(augmentation: Augmentation, num_classes: int) -> Mixup | None:
-    """timm's mixup and CutMix, or None if neither is asked for."""
+    """Makes timm's mixup and CutMix; None if neither is asked for."""
     if not (augmentation.mixup or augmentation.cutmix):
         return None
     return Mixup(

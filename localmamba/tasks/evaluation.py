@@ -1,10 +1,11 @@
-"""What a trained classifier is worth, and what it says of an image."""
+"""Evaluation of a trained classifier, and its predictions on image files."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
 from rich.console import Console
 from torch import nn
 
@@ -18,38 +19,45 @@ from localmamba.tasks.settings import Hardware
 from localmamba.tasks.trainer import make_trainer, quiet_lightning
 
 
-def evaluate_model(
-    model: nn.Module, data: ImageData, hardware: Hardware, console: Console | None = None
-) -> dict[str, float]:
-    """Metrics of a classifier on the split that `data` evaluates.
-
-    Args:
-        model: Images -> logits.
-        data: What to evaluate on.
-        hardware: One device of it is used: several would count some images twice.
-        console: Where progress is shown; nowhere if not given.
+def evaluate(trainer: Trainer, module: Classification, data: ImageData) -> dict[str, float]:
+    """Returns metrics on the split that `data` evaluates; every process takes part.
 
     Returns:
         `accuracy`, `loss`, with many classes `top5`, and the number of `images`.
     """
-    module = Classification(model, len(data.source.classes))
-    callbacks = [ProgressDisplay("evaluating", console)] if console is not None else []
     with quiet_lightning():
-        trainer = make_trainer(hardware, callbacks)
         (found,) = trainer.validate(module, datamodule=data, verbose=False)
     metrics = {name.removeprefix("val_"): float(value) for name, value in found.items()}
     return {**dict(sorted(metrics.items())), "images": len(data.dataset(data.evaluated))}
 
 
+def evaluate_model(
+    model: nn.Module, data: ImageData, hardware: Hardware, console: Console | None = None
+) -> dict[str, float]:
+    """Returns the metrics of a classifier, as `evaluate` does.
+
+    Args:
+        model: Images -> logits.
+        data: Data set and split.
+        hardware: Device and precision.
+        console: Console of the progress; none if not given.
+    """
+    callbacks = [ProgressDisplay("evaluating", console)] if console is not None else []
+    module = Classification(model, len(data.source.classes))
+    with quiet_lightning():
+        trainer = make_trainer(hardware, callbacks)
+    return evaluate(trainer, module, data)
+
+
 def load_evaluated(
     card: Card, data: str, settings: ImageSettings, split: str | None
 ) -> tuple[Source, str]:
-    """The data on which a checkpoint is to be evaluated.
+    """Loads the data on which a checkpoint is to be evaluated.
 
     Args:
-        card: Of the checkpoint.
-        data: As for a training.
-        settings: See there.
+        card: Description of the checkpoint.
+        data: Name or folder, as for a training.
+        settings: Images and batches.
         split: A split by name. By default the held-out part; of a folder that is not split and that
             the model was not trained on, all of it.
 
@@ -65,12 +73,12 @@ def load_evaluated(
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one file.
+    """Prediction for one file.
 
     Attributes:
         path: The file.
-        classes: The likeliest, best first.
-        probabilities: Theirs.
+        classes: The likeliest classes, best first.
+        probabilities: Their probabilities.
         error: Why the file could not be read, if so.
     """
 
@@ -87,11 +95,11 @@ def predict_files(
     """Classifies image files one by one; a file that cannot be read does not stop the others.
 
     Args:
-        model: Of the checkpoint.
-        card: Of the checkpoint.
+        model: Model of the checkpoint.
+        card: Its description.
         paths: Image files.
-        device: Where to run.
-        top: How many classes of each.
+        device: Device of the model.
+        top: Number of classes for each image.
     """
     transform = eval_transform(card.input)
     model = model.to(device).eval()

@@ -1,4 +1,4 @@
-"""Optimiser and learning rate."""
+"""Optimiser and learning rate schedule."""
 
 import math
 
@@ -10,7 +10,7 @@ from localmamba.tasks.settings import TrainingSettings
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW; no weight decay on biases, norms and what `model.no_weight_decay()` names."""
+    """Makes AdamW without weight decay on biases, norms and `model.no_weight_decay()`."""
     from timm.optim import create_optimizer_v2
 
     return create_optimizer_v2(
@@ -23,7 +23,7 @@ def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.
 
 
 def rate_at(progress: float, settings: TrainingSettings) -> float:
-    """The learning rate when this share of the training is done."""
+    """Returns the learning rate when this share of the training is done."""
     warmup = settings.warmup_epochs / settings.epochs
     if progress < warmup:
         return settings.warmup_lr + (settings.lr - settings.warmup_lr) * progress / warmup
@@ -34,5 +34,5 @@ def rate_at(progress: float, settings: TrainingSettings) -> float:
 def make_schedule(
     optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps: int
 ) -> LambdaLR:
-    """`rate_at` for an optimiser that makes so many steps."""
+    """Makes the schedule `rate_at` of a training of so many steps."""
     return LambdaLR(optimizer, lambda step: rate_at(min(step / steps, 1), settings) / settings.lr)

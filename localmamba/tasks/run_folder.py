@@ -1,8 +1,8 @@
-"""The folder of a run: made once, never another run's, readable files."""
+"""Folder of a run and the readable files in it."""
 
 import csv
+import io
 import json
-import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def make_run_folder(output: Path | None, name: str, overwrite: bool = False) -> 
 
     Args:
         output: The folder; by default runs/<name>, or runs/<name>-2 and so on if that is taken.
-        name: What the run is about.
+        name: Name of the run.
         overwrite: Whether `output` may exist and hold files; those of the same name are replaced.
 
     Raises:
@@ -56,38 +56,37 @@ def write_config(folder: Path, command: str, config: Mapping[str, Any]) -> Path:
     """Writes config.yaml, which the command takes back with --config."""
     path = folder / "config.yaml"
     again = f"localmamba {command} --config {shlex.quote(str(path))}"
-    text = yaml.safe_dump(_plain(config), sort_keys=False, default_flow_style=None, width=100)
+    text = yaml.safe_dump(plain(config), sort_keys=False, default_flow_style=None, width=100)
     write_atomically(path, f"# again: {again}\n{text}")
     return path
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Writes JSON in one step."""
-    write_atomically(path, json.dumps(_plain(content), indent=1) + "\n")
+    """Writes JSON."""
+    write_atomically(path, json.dumps(plain(content), indent=1) + "\n")
     return path
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes rows with the same keys in one step."""
-    draft = path.with_name(f".{path.name}.draft")
-    with draft.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(draft, path)
+    """Writes rows with the same keys."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
     return path
 
 
 def versions() -> dict[str, str]:
-    """What a figure was made with."""
+    """Returns the versions of Python and the libraries that decide a figure."""
     names = ("localmamba", "torch", "timm", "lightning", "numpy")
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 
-def _plain(value: Any) -> Any:
-    """Tuples and paths as what YAML and JSON have."""
+def plain(value: Any) -> Any:
+    """Returns a value with tuples as lists and paths as text, as YAML and JSON have them."""
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value

@@ -1,37 +1,46 @@
 """A search for scan directions, from its job to the files of its run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import seed_everything
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
-from torch import nn
+from torch import Tensor
 
-from localmamba.data import Source, check_trainable, load_source
-from localmamba.data.module import ImageData
-from localmamba.search import Choice, find_mixers, find_strategy, make_strategy
-from localmamba.tasks.building import build_model, input_spec, model_arguments
-from localmamba.tasks.checkpoints import Card, save_checkpoint
-from localmamba.tasks.run_folder import versions, write_json
-from localmamba.tasks.search_data import SearchData
-from localmamba.tasks.search_job import SearchJob
-from localmamba.tasks.search_loop import SearchLoop
-from localmamba.tasks.search_report import SearchReport
-from localmamba.tasks.trainer import pick_device, quiet_lightning
+from localmamba.data.transforms import normalize
+from localmamba.search import (
+    Choice,
+    Strategy,
+    entropy,
+    find_mixers,
+    find_strategy,
+    make_strategy,
+)
+from localmamba.tasks.callbacks import STATE
+from localmamba.tasks.checkpoints import save_checkpoint
+from localmamba.tasks.classification import Classification
+from localmamba.tasks.job import SearchJob
+from localmamba.tasks.run_folder import versions, write_csv, write_json
+from localmamba.tasks.trainer import is_main_process, quiet_lightning
+from localmamba.tasks.training import Run
 
-SUPERNET, STATE = "supernet.safetensors", "state.pt"
+SUPERNET, DIRECTIONS, PROBABILITIES = (
+    "supernet.safetensors", "directions.json", "probabilities.csv",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Searched:
-    """What a search came to.
+    """Result of a search.
 
     Attributes:
-        choice: The directions, and how sure they are.
-        history: [epochs, layers, C], probabilities after each epoch.
+        choice: Directions of every layer, and their probabilities.
+        history: Probabilities after each epoch, [epochs, layers, C].
         figures: Entropy, seconds, memory.
     """
 
@@ -40,97 +49,232 @@ class Searched:
     figures: dict[str, Any]
 
 
-class Search:
+class SearchSteps(Callback):
+    """Trains a supernet as its strategy says, within Lightning's training of the weights.
+
+    Every process draws the same paths, and gradients of alpha are averaged over processes, so that
+    a strategy has the same state in each of them.
+
+    Args:
+        job: Settings of the search.
+        strategy: Strategy made for the model that is trained.
+    """
+
+    def __init__(self, job: SearchJob, strategy: Strategy):
+        self.job, self.strategy = job, strategy
+        self.folder: Path | None = None
+        self.history: list[list[list[float]]] = []
+        self.note = ""
+        self._last: list[list[str]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Moves a state that was restored before the model to the model's device."""
+        del trainer, pl_module
+        self.strategy.load_state_dict(self.strategy.state_dict())
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Sets the paths of the weights' batch."""
+        self.strategy.start_weight_pass()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: tuple[Tensor, ...],
+        batch_idx: int,
+    ) -> None:
+        """Trains alpha on the other half of the batch, where the strategy has it so."""
+        del batch_idx
+        assert isinstance(pl_module, Classification)
+        reduce = trainer.strategy.reduce
+        self.strategy.record(reduce(outputs["loss"].clone(), reduce_op="mean"))
+        steps = trainer.num_training_batches * self.job.training.epochs
+        inputs = self.strategy.start_choice_pass(trainer.fit_loop.total_batch_idx / steps)
+        if inputs:
+            with trainer.precision_plugin.forward_context():
+                loss = pl_module.loss(*batch[2:])
+            gradients = torch.autograd.grad(loss, inputs)
+            self.strategy.finish_choice_pass([reduce(g, reduce_op="mean") for g in gradients])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the probabilities and writes the choice as it stands."""
+        del trainer, pl_module
+        self.strategy.end_epoch()
+        probabilities = self.strategy.probabilities()
+        self.history.append(probabilities.tolist())
+        choice = self.write(probabilities)
+        pairs = zip(choice.directions, self._last or choice.directions, strict=True)
+        self._last = choice.directions
+        self.note = (
+            f"entropy {_mean(entropy(probabilities)):.3f}  "
+            f"choice changed in {sum(new != old for new, old in pairs)} of {len(self._last)} layers"
+        )
+
+    def write(self, probabilities: Tensor) -> Choice:
+        """Makes the choice of these probabilities; the first process writes its files."""
+        job = self.job
+        choice = Choice(
+            job.model,
+            job.strategy,
+            list(job.candidates),
+            self.strategy.directions(probabilities),
+            probabilities.tolist(),
+            len(self.history),
+            job.training.epochs,
+            job.seed,
+            job.settings(),
+        )
+        if self.folder is not None:
+            choice.save(self.folder / DIRECTIONS)
+            history = np.array(self.history)
+            write_probabilities(self.folder / PROBABILITIES, history, job.candidates)
+        return choice
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the strategy and the probabilities so far, for a checkpoint."""
+        return {
+            "strategy": self.strategy.state_dict(), "history": self.history, "last": self._last,
+        }  # fmt: skip
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the state of a checkpoint."""
+        self.strategy.load_state_dict(state_dict["strategy"])
+        self.history, self._last = state_dict["history"], state_dict["last"]
+
+
+class Search(Run[SearchJob]):
     """A search that is ready to start: data loaded and checked, supernet and strategy made.
 
     Args:
-        job: What to search, on what and how.
+        job: Settings of the search.
 
     Raises:
         ValueError: If the job's parts are not there or do not fit together.
     """
 
+    validates = False
+
     def __init__(self, job: SearchJob):
-        self.job = job
-        source = load_source(job.data, job.images)
-        check_trainable(source)
-        device = pick_device(job.hardware.device)
-        if job.hardware.threads is not None:
-            torch.set_num_threads(job.hardware.threads)
-        torch.use_deterministic_algorithms(job.hardware.deterministic)
-        with quiet_lightning():
-            seed_everything(job.seed, workers=True, verbose=False)
-        self.model, self.card = make_supernet(job, source)
-        strategy = make_strategy(job.strategy, self.model, job.search, job.seed)
-        images = ImageData(source, self.card.input, job.images, job.augmentation)
-        kept_apart = job.search.choice_share if strategy.uses_holdout else 0.0
-        self.loop = SearchLoop(
-            self.model.to(device),
-            strategy,
-            SearchData(images, kept_apart, job.seed),
-            job.training,
-            job.seed,
-            half=job.hardware.precision == "bf16-mixed",
-        )
+        weighted = {"search": find_strategy(job.strategy).weighted}
+        super().__init__(job, list(job.candidates), {**weighted, **job.model_args})
+        if job.checkpointing:
+            # Every supernet is one of this package's models, which have this.
+            self.model.set_grad_checkpointing()  # type: ignore[operator]
+        for mixer in find_mixers(self.model):
+            mixer.chunk_size = job.chunk_size
+        self.strategy = make_strategy(job.strategy, self.model, job.search, job.seed)
+        self.steps = SearchSteps(job, self.strategy)
+        self.data = self.image_data(job.search.choice_share if self.strategy.uses_holdout else 0.0)
+
+    def note(self) -> str:
+        """Returns the entropy and the number of layers whose choice has changed."""
+        return self.steps.note
 
     def run(
         self,
-        folder: Path,
+        folder: Path | None = None,
         console: Console | None = None,
         title: str = "",
         resume: bool = False,
-    ) -> Searched:
-        """Trains the supernet and writes what it chooses, from the first epoch on.
+        callbacks: Sequence[Callback] = (),
+    ) -> Searched | None:
+        """Trains the supernet and writes its choice, from the first epoch on.
 
-        Args:
-            folder: Gets directions.json, probabilities.csv and metrics.csv, anew after each epoch;
-                in the end metrics.json and, if a final model can start from it,
-                supernet.safetensors.
-            console: Where progress is shown; nowhere if not given.
-            title: Before the progress bar; the model's name by default.
-            resume: Whether to go on after the last epoch that this search finished in that folder.
-
-        Raises:
-            ValueError: If the loss is no longer finite, or there is nothing to go on with.
+        Takes, returns and raises the same as `Training.run`. The folder gets directions.json,
+        probabilities.csv and metrics.csv after each epoch, in the end metrics.json and, if a final
+        model can start from it, supernet.safetensors.
         """
-        loop = self.loop
-        if resume:
-            loop.load(folder / STATE)
-        report = SearchReport(self.job, loop, folder, console, title or self.job.model)
-        with report, quiet_lightning():
-            while loop.progress.epoch < self.job.training.epochs:
-                loop.train_epoch(report.step)
-                loop.save(folder / STATE)
-                report.write(loop.strategy.probabilities())
-            choice = report.write(loop.conclude(report.choice))
-        if loop.strategy.reusable:
-            save_checkpoint(folder / SUPERNET, self.model, self.card)
-        figures = report.figures(choice)
-        write_json(folder / "metrics.json", {**figures, "made_with": versions()})
-        (folder / STATE).unlink(missing_ok=True)
-        return Searched(choice, np.array(loop.progress.history), figures)
+        main = is_main_process()
+        steps, title = self.steps, title or self.job.model
+        steps.folder = folder if main else None
+        trainer, module = self.fit(folder, console, title, resume, [steps, *callbacks])
+        with quiet_lightning():
+            probabilities, tried = self.conclude(trainer, module, console if main else None, title)
+        if not main:
+            return None
+        choice = steps.write(probabilities)
+        layers, rows = entropy(choice.probabilities), self.history.rows
+        cuda = trainer.strategy.root_device.type == "cuda"
+        figures = {
+            "entropy": _mean(layers),
+            "entropy_of_layers": layers,
+            "train_loss": rows[-1]["train_loss"],
+            "seconds": sum(row["seconds"] for row in rows),
+            "choices_tried": tried,
+            "gpu_memory_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+        }
+        if folder is not None:
+            if self.strategy.reusable:
+                save_checkpoint(folder / SUPERNET, self.model, self.card({}))
+            write_json(folder / "metrics.json", {**figures, "made_with": versions()})
+            (folder / STATE).unlink(missing_ok=True)
+        return Searched(choice, np.array(steps.history), figures)
+
+    def conclude(
+        self, trainer: Trainer, module: Classification, console: Console | None, title: str
+    ) -> tuple[Tensor, int]:
+        """Returns the final probabilities [layers, C], and how many choices were tried for them."""
+        device = trainer.strategy.root_device
+        module.to(device).eval()
+        batches: list[tuple[Tensor, Tensor]] = []
+        count = tried = 0
+        if self.strategy.uses_holdout:
+            # The same images for every choice, without augmentation.
+            held_out = np.random.default_rng(self.job.seed).permutation(self.data.parts()[1])
+            held_out = held_out[: self.strategy.settings.val_images]
+            count = len(held_out)
+            loader = self.data.loader(self.data.dataset("train"), self.data.share(held_out))
+            batches = [(normalize(x.to(device), self.spec), y.to(device)) for x, y in loader]
+        status = console.status(title) if console is not None else None
+
+        @torch.no_grad()
+        def held_out_loss() -> float:
+            nonlocal tried
+            total = torch.zeros((), device=device)
+            for images, labels in batches:
+                with trainer.precision_plugin.forward_context():
+                    logits = module(images)
+                total += F.cross_entropy(logits.float(), labels, reduction="sum")
+            tried += 1
+            if status is not None:
+                status.update(f"{tried} choices tried")
+            return float(trainer.strategy.reduce(total, reduce_op="sum")) / count
+
+        if status is not None:
+            status.start()
+        try:
+            return self.strategy.conclude(held_out_loss), tried
+        finally:
+            if status is not None:
+                status.stop()
+            module.cpu()
 
 
-def make_supernet(job: SearchJob, source: Source) -> tuple[nn.Module, Card]:
-    """The supernet of a job with its initial weights, and what its checkpoint says."""
-    spec = input_spec(job.model, job.images, source.channels)
-    others = {"search": find_strategy(job.strategy).weighted, **job.model_args}
-    arguments = model_arguments(
-        job.model,
-        spec,
-        len(source.classes),
-        list(job.candidates),
-        job.training.drop_path,
-        others,
-    )
-    model = build_model(job.model, arguments)
-    if job.checkpointing:
-        # Every supernet is one of this package's models, which have this.
-        model.set_grad_checkpointing()  # type: ignore[operator]
-    for mixer in find_mixers(model):
-        mixer.chunk_size = job.chunk_size
-    images = job.images
-    card = Card(
-        job.model, arguments, source.classes, spec, source.name, images.held_out, images.split_seed
-    )
-    return model, card
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def write_probabilities(path: Path, history: np.ndarray, candidates: Sequence[str]) -> None:
+    """Writes a row for each epoch and layer, with a column for each candidate."""
+    rows = [
+        {"epoch": epoch, "layer": layer, **dict(zip(candidates, values, strict=True))}
+        for epoch, table in enumerate(history.tolist(), start=1)
+        for layer, values in enumerate(table, start=1)
+    ]
+    write_csv(path, rows)
+
+
+def read_probabilities(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Reads what `write_probabilities` wrote: [epochs, layers, C] and the candidates.
+
+    Raises:
+        ValueError: If the file is missing or of another kind.
+    """
+    try:
+        header, *lines = path.read_text().splitlines()
+        table = np.array([line.split(",") for line in lines], dtype=float)
+        layers = int(table[:, 1].max())
+        return table[:, 2:].reshape(-1, layers, table.shape[1] - 2), header.split(",")[2:]
+    except (OSError, ValueError, IndexError) as error:
+        raise ValueError(f"{path} does not hold the probabilities of a search: {error}") from None

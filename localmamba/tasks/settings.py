@@ -1,26 +1,27 @@
-"""Settings of a training: the optimiser's recipe, and the hardware it runs on."""
+"""Settings of a training: optimiser, schedule, hardware."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How weights are trained: AdamW, linear warm-up, then a cosine down to the smallest rate.
+    """Settings of AdamW with linear warm-up and a cosine schedule.
 
     Attributes:
         epochs: Passes over the training images.
         lr: Largest learning rate.
         warmup_epochs: Epochs of linear warm-up.
-        warmup_lr: Learning rate at the first step.
-        min_lr: Learning rate at the last step.
-        weight_decay: Of AdamW; biases, norms and what the model names (A, D, positions) have none.
-        betas: Of AdamW.
+        warmup_lr: Learning rate of the first step.
+        min_lr: Learning rate of the last step.
+        weight_decay: Weight decay, except on biases, norms and the parameters that the model names
+            (A, D, positions).
+        betas: Coefficients of AdamW.
         label_smoothing: Share of the target that is spread over all classes.
         clip_grad: Largest norm of the gradient; unlimited if not given.
         drop_path: Stochastic depth; the model's own if not given.
-        ema: Decay of the running average of the weights that is evaluated and kept; 0 for none.
+        ema: Decay of the running average of the weights that is evaluated and kept; 0 for none. A
+            search averages alpha too, and chooses from the averages.
     """
 
     epochs: int = 100
@@ -55,15 +56,14 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where and with which numbers a model runs.
+    """Device and precision.
 
     Attributes:
         device: `auto` takes a GPU if there is one.
-        devices: How many GPUs, or processes on a CPU.
+        devices: Number of GPUs, or of processes on a CPU.
         precision: 32 bits, or autocast to a half type.
         threads: CPU threads; PyTorch's choice if not given.
-        deterministic: Whether a GPU may use only kernels that repeat themselves bit for bit; a CPU
-            always does.
+        deterministic: Whether a GPU runs deterministic kernels only; a CPU always does.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -77,26 +77,3 @@ class Hardware:
             raise ValueError(f"devices must be at least 1, got {self.devices}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
-
-
-def split_groups(config: Mapping[str, Any], groups: Mapping[str, type]) -> dict[str, Any]:
-    """A flat table of settings, as recipes and config.yaml have it, with its groups made of it.
-
-    Args:
-        config: Settings by name; lists stand for tuples.
-        groups: Dataclasses by the name of a group; each takes the settings that it has.
-    """
-    rest = dict(config)
-    made = {}
-    for name, kind in groups.items():
-        values = {f.name: rest.pop(f.name) for f in fields(kind) if f.name in rest}
-        made[name] = kind(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-        )
-    return rest | made
-
-
-def join_groups(job: Any, groups: Mapping[str, type]) -> dict[str, Any]:
-    """The inverse of `split_groups`, for a dataclass that holds the groups."""
-    own = {key: value for key, value in asdict(job).items() if key not in groups}
-    return own | {k: v for name in groups for k, v in asdict(getattr(job, name)).items()}

@@ -1,19 +1,26 @@
-"""Lightning's Trainer as this package uses it: quiet, seeded, without files of its own."""
+"""Lightning's Trainer as this package uses it: quiet, and writing only what its callbacks write."""
 
+import io
 import logging
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from localmamba._files import write_atomically
 from localmamba.tasks.settings import Hardware
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this name; `auto` is a GPU if there is one.
+    """Returns the device of this name; `auto` is a GPU if there is one.
 
     Raises:
         ValueError: If it is not there.
@@ -26,8 +33,24 @@ def pick_device(name: str) -> torch.device:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the first of those that train together."""
+    """Returns whether this process is the first of those that train together."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+class ReplacingCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints beside their target, then replaces it.
+
+    Lightning's own goes through the temporary folder: a move between file systems is not atomic.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Writes a checkpoint."""
+        del storage_options
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_atomically(path, content.getvalue())
 
 
 def make_trainer(
@@ -35,14 +58,16 @@ def make_trainer(
     callbacks: Sequence[Callback] = (),
     epochs: int = 1,
     clip_grad: float | None = None,
+    validates: bool = True,
 ) -> Trainer:
-    """A Trainer that shows and writes only what the callbacks do.
+    """Makes a Trainer that shows and writes only what the callbacks do.
 
     Args:
-        hardware: Where it runs; sets the number of threads of this process.
-        callbacks: See there.
-        epochs: Of a training.
+        hardware: Device and precision; sets the number of threads of this process.
+        callbacks: Callbacks of the Trainer.
+        epochs: Epochs of a training.
         clip_grad: Largest norm of the gradient.
+        validates: Whether every epoch ends with a validation.
 
     Raises:
         ValueError: If the hardware is not there or has no such precision.
@@ -62,17 +87,38 @@ def make_trainer(
         max_epochs=epochs,
         gradient_clip_val=clip_grad,
         callbacks=list(callbacks),
+        plugins=[ReplacingCheckpointIO()],
+        limit_val_batches=None if validates else 0,
+        use_distributed_sampler=False,  # ImageData shares the images out
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
 
 
+def fit(
+    trainer: Trainer, module: LightningModule, data: LightningDataModule, state: Path | None
+) -> None:
+    """Runs a training, from a saved state if given.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, for which Lightning ends the process with code 1.
+    """
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=state)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from None
+        raise
+
+
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Silences Lightning's notes and advice; errors and other packages' warnings still come."""
+    """Silences Lightning's notes and advice, but no errors and no warnings of other packages."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,37 +1,142 @@
-"""A training, from its job to the files of its run."""
+"""A training, from its job to the files of its run; and what a search has in common with it."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from rich.console import Console
 from torch import nn
 
-from localmamba.data import InputSpec, Source, check_trainable, load_source
+from localmamba.data import check_trainable, load_source
 from localmamba.data.module import ImageData
+from localmamba.models.directions import DirectionTable
 from localmamba.search import start_from_supernet
 from localmamba.tasks.building import build_model, input_spec, model_arguments, model_directions
-from localmamba.tasks.callbacks import History, ProgressDisplay
+from localmamba.tasks.callbacks import STATE, History, ProgressDisplay, SaveState, check_state
 from localmamba.tasks.checkpoints import Card, load_checkpoint, save_checkpoint
 from localmamba.tasks.classification import Classification
-from localmamba.tasks.evaluation import evaluate_model
-from localmamba.tasks.job import TrainingJob
+from localmamba.tasks.evaluation import evaluate
+from localmamba.tasks.job import Job, TrainingJob
 from localmamba.tasks.run_folder import versions, write_json
-from localmamba.tasks.trainer import is_main_process, make_trainer, quiet_lightning
+from localmamba.tasks.trainer import fit, is_main_process, make_trainer, quiet_lightning
+
+AnyJob = TypeVar("AnyJob", bound=Job)
+
+
+class Run(Generic[AnyJob]):
+    """A training or a search that is ready to start: data loaded and checked, model made.
+
+    Args:
+        job: Settings of the run.
+        directions: Scan directions of the model, if it takes any.
+        model_args: Further arguments of the model.
+        pretrained: Whether to start from weights that timm fetches.
+
+    Raises:
+        ValueError: If the job's parts are not there or do not fit together.
+    """
+
+    data: ImageData
+    validates: ClassVar[bool] = True
+    """Whether every epoch ends with a validation."""
+
+    def __init__(
+        self,
+        job: AnyJob,
+        directions: DirectionTable | None,
+        model_args: dict[str, Any],
+        pretrained: bool = False,
+    ):
+        self.job = job
+        self.source = load_source(job.data, job.images)
+        check_trainable(self.source)
+        self.spec = input_spec(job.model, job.images, self.source.channels)
+        with quiet_lightning():
+            seed_everything(job.seed, workers=True, verbose=False)
+        classes, drop_path = len(self.source.classes), job.training.drop_path
+        self.arguments = model_arguments(
+            job.model, self.spec, classes, directions, drop_path, model_args
+        )
+        self.model = build_model(job.model, self.arguments, pretrained)
+        self.history = History()
+
+    def image_data(self, choice_share: float = 0.0) -> ImageData:
+        """Makes the training batches; bad image files are found here, before the training."""
+        job = self.job
+        data = ImageData(
+            self.source, self.spec, job.images, job.augmentation, None, choice_share, job.seed
+        )
+        data.setup("fit")
+        return data
+
+    def note(self) -> str:
+        """Returns a text to be shown after the figures of an epoch."""
+        return ""
+
+    def fit(
+        self,
+        folder: Path | None,
+        console: Console | None,
+        title: str,
+        resume: bool,
+        callbacks: Sequence[Callback],
+    ) -> tuple[Trainer, Classification]:
+        """Trains the model; arguments are those of `Training.run`."""
+        job, settings = self.job, self.job.training
+        state = None
+        if resume:
+            if folder is None:
+                raise ValueError("resume needs the folder of the run")
+            state = check_state(folder / STATE, job)
+        if not is_main_process():
+            folder = console = None
+        self.history.path = folder / "metrics.csv" if folder else None
+        average = [EMAWeightAveraging(decay=settings.ema)] if settings.ema else []
+        display = [ProgressDisplay(title or job.model, console, self.note)] if console else []
+        saving = SaveState(folder / STATE if folder else None, job)
+        callbacks = [*average, *callbacks, self.history, *display, saving]
+        module = Classification(
+            self.model, len(self.source.classes), settings, job.augmentation, job.seed
+        )
+        with quiet_lightning():
+            seed_everything(job.seed, workers=True, verbose=False)
+            trainer = make_trainer(
+                job.hardware, callbacks, settings.epochs, settings.clip_grad, self.validates
+            )
+            fit(trainer, module, self.data, state)
+            for callback in average:
+                # Again, for a run that was stopped after its last epoch.
+                callback.on_train_end(trainer, module)
+        return trainer, module
+
+    def card(self, metrics: dict[str, float]) -> Card:
+        """Returns the description of the model for its checkpoint."""
+        images = self.job.images
+        return Card(
+            model=self.job.model,
+            arguments=self.arguments,
+            classes=self.source.classes,
+            input=self.spec,
+            data=self.source.name,
+            held_out=images.held_out,
+            split_seed=images.split_seed,
+            metrics=metrics,
+        )
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to.
+    """Result of a training.
 
     Attributes:
-        model: In evaluation mode.
-        card: What its checkpoint says, final metrics included.
-        directions: Of every block; empty for a model that has none.
+        model: The model, in evaluation mode.
+        card: Its description, with the final metrics.
+        directions: Scan directions of every block; empty for a model that has none.
         history: A row an epoch.
-        split: The split of the final metrics.
+        split: Split of the final metrics.
     """
 
     model: nn.Module
@@ -49,108 +154,58 @@ class Trained:
         if self.directions:
             entry = {"model": self.card.model, "directions": self.directions}
             paths.append(write_json(folder / "directions.json", entry))
+        (folder / STATE).unlink(missing_ok=True)
         return paths
 
 
-class Training:
+class Training(Run[TrainingJob]):
     """A training that is ready to start: data loaded and checked, model made.
 
     Args:
-        job: What to train, on what and how.
+        job: Settings of the training.
 
     Raises:
         ValueError: If the job's parts are not there or do not fit together.
     """
 
     def __init__(self, job: TrainingJob):
-        self.job = job
-        self.source = load_source(job.data, job.images)
-        check_trainable(self.source)
-        self.spec = input_spec(job.model, job.images, self.source.channels)
-        with quiet_lightning():
-            seed_everything(job.seed, workers=True, verbose=False)
-        self.model, self.arguments = make_model(job, self.source, self.spec)
-        self.data = ImageData(self.source, self.spec, job.images, job.augmentation)
-        self.data.setup("fit")
+        super().__init__(job, job.directions, job.model_args, job.pretrained)
+        if job.directions is not None:
+            # The file that named them may be gone when the checkpoint is read.
+            self.arguments["directions"] = model_directions(self.model)
+        if job.start_from is not None:
+            start_from_supernet(self.model, load_checkpoint(job.start_from)[0])
+        self.data = self.image_data()
 
     def run(
-        self, folder: Path | None = None, console: Console | None = None, title: str = ""
+        self,
+        folder: Path | None = None,
+        console: Console | None = None,
+        title: str = "",
+        resume: bool = False,
+        callbacks: Sequence[Callback] = (),
     ) -> Trained | None:
         """Trains, then evaluates the last weights on held-out images.
 
         Args:
-            folder: Gets metrics.csv while it runs.
-            console: Where progress is shown; nowhere if not given.
-            title: Before the progress bar; the model's name by default.
+            folder: Folder for metrics.csv and, until the result is saved, the state of the run. All
+                processes but the first need it to resume only.
+            console: Console of the progress; none if not given.
+            title: Text before the progress bar; the model's name by default.
+            resume: Whether to go on from the state in the folder.
+            callbacks: Further callbacks of Lightning.
 
         Returns:
-            What came of it; None in all processes but the first, where there are several.
+            The result; None in all processes but the first.
 
         Raises:
-            ValueError: If the input or the loss is no longer finite.
+            ValueError: If input or loss are not finite, or there is nothing to resume.
         """
-        job = self.job
-        history = History(folder / "metrics.csv" if folder else None)
-        module = Classification(
-            self.model, len(self.source.classes), job.training, job.augmentation
-        )
-        callbacks = _callbacks(job, history, title or job.model, console)
-        with quiet_lightning():
-            seed_everything(job.seed, workers=True, verbose=False)
-            trainer = make_trainer(
-                job.hardware, callbacks, job.training.epochs, job.training.clip_grad
-            )
-            trainer.fit(module, datamodule=self.data)
+        trainer, module = self.fit(folder, console, title, resume, callbacks)
+        split = self.source.final
+        held_out = ImageData(self.source, self.spec, self.job.images, evaluated=split)
+        metrics = evaluate(trainer, module, held_out)
         if not is_main_process():
             return None
-        split = self.source.final
-        held_out = ImageData(self.source, self.spec, job.images, evaluated=split)
-        metrics = evaluate_model(self.model, held_out, replace(job.hardware, devices=1), console)
         directions = model_directions(self.model)
-        return Trained(self.model.eval(), self.card(metrics), directions, history.rows, split)
-
-    def card(self, metrics: dict[str, float]) -> Card:
-        """What the checkpoint says of itself."""
-        images = self.job.images
-        return Card(
-            model=self.job.model,
-            arguments=self.arguments,
-            classes=self.source.classes,
-            input=self.spec,
-            data=self.source.name,
-            held_out=images.held_out,
-            split_seed=images.split_seed,
-            metrics=metrics,
-        )
-
-
-def make_model(
-    job: TrainingJob, source: Source, spec: InputSpec
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The model of a job with its initial weights, and the arguments that make it again."""
-    arguments = model_arguments(
-        job.model,
-        spec,
-        len(source.classes),
-        job.directions,
-        job.training.drop_path,
-        job.model_args,
-    )
-    model = build_model(job.model, arguments, job.pretrained)
-    if job.directions is not None:
-        # The file that named them may be gone when the checkpoint is read.
-        arguments["directions"] = model_directions(model)
-    if job.start_from is not None:
-        start_from_supernet(model, load_checkpoint(job.start_from)[0])
-    return model, arguments
-
-
-def _callbacks(
-    job: TrainingJob, history: History, title: str, console: Console | None
-) -> list[Callback]:
-    callbacks: list[Callback] = [history]
-    if job.training.ema:
-        callbacks.append(EMAWeightAveraging(decay=job.training.ema))
-    if console is not None:
-        callbacks.append(ProgressDisplay(title, console))
-    return callbacks
+        return Trained(self.model.eval(), self.card(metrics), directions, self.history.rows, split)

@@ -31,11 +31,11 @@ def test_resumed_search_leaves_the_same_files(run, strategy, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         steps = iter(range(6))  # an epoch has 4 or 5
 
-        def step(_report) -> None:
+        def step(*_) -> None:
             if next(steps, None) is None:
                 raise KeyboardInterrupt
 
-        patch.setattr("localmamba.tasks.search_report.SearchReport.step", step)
+        patch.setattr("localmamba.tasks.callbacks.ProgressDisplay.on_train_batch_end", step)
         said = run(*options, "--output", "stopped")
     assert said.code == 130
     assert "interrupted" in said.err

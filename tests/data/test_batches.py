@@ -9,6 +9,7 @@ from PIL import Image
 
 from localmamba.data import Augmentation, Examples, ImageSettings, InputSpec, Source
 from localmamba.data.module import ImageData
+from localmamba.data.sampling import EpochBatches
 from localmamba.data.transforms import BatchAugmentation, eval_transform, normalize, train_transform
 
 GREY = InputSpec(size=8, channels=1, mean=(0.5,), std=(0.25,))
@@ -21,20 +22,65 @@ def arrays(count: int = 20, size: int = 8) -> Examples:
     return Examples(images, np.arange(count) % 2)
 
 
-def image_data(spec=GREY, augmentation=None, batch_size=8) -> ImageData:
+def image_data(batch_size=8, **options) -> ImageData:
     source = Source("arrays", ("a", "b"), 1, {"train": arrays(), "val": arrays(6)})
-    return ImageData(source, spec, ImageSettings(batch_size=batch_size, workers=0), augmentation)
+    return ImageData(source, GREY, ImageSettings(batch_size=batch_size, workers=0), **options)
 
 
 def test_training_batches_are_whole_and_shuffled():
-    torch.manual_seed(0)
     first = list(image_data().train_dataloader())
     assert [tuple(images.shape) for images, _ in first] == [(8, 1, 8, 8)] * 2
-    torch.manual_seed(0)
     again = list(image_data().train_dataloader())
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(first, again, strict=True))
+    other = image_data(seed=1).train_dataloader()
+    assert not torch.equal(next(iter(other))[0], first[0][0])
+
+
+def order(loader) -> list[list[int]]:
+    return list(loader.batch_sampler)
+
+
+def test_every_epoch_has_an_order_of_its_own_that_can_be_sought():
+    batches = EpochBatches([np.arange(20)], batch_size=4)
+    epochs = []
+    for epoch in range(3):
+        batches.set_epoch(epoch)
+        epochs += list(batches)
+    assert sorted(i % 20 for i in epochs[0] + epochs[1] + epochs[2] + epochs[3] + epochs[4]) == [
+        *range(20)
+    ]
+    assert [i % 20 for i in epochs[0]] != [i % 20 for i in epochs[5]]
+    for done in (0, 3, 5, 9):
+        batches.seek(done)
+        batches.set_epoch(done // 5)  # as Lightning does, after the resume
+        assert list(batches) == epochs[done : (done // 5 + 1) * 5]
+
+
+def test_processes_share_the_batches_of_one():
+    whole = list(EpochBatches([np.arange(22)], batch_size=8, seed=3))
+    shares = [list(EpochBatches([np.arange(22)], 4, 3, rank, 2)) for rank in range(2)]
+    assert [a + b for a, b in zip(*shares, strict=True)] == whole
+
+
+def test_a_search_has_images_of_alpha_in_the_second_half_of_a_batch():
+    data = image_data(batch_size=4, choice_share=0.2)
+    weights, alpha = (set(part.tolist()) for part in data.parts())
+    assert (len(weights), len(alpha)) == (16, 4)
+    batches = order(data.train_dataloader())
+    assert len(batches) == 4
+    for batch in batches:
+        assert set(batch[:4]) <= weights
+        assert set(batch[4:]) <= alpha
+
+
+def test_augmentation_of_an_image_follows_seed_epoch_and_image():
+    data = image_data(augmentation=Augmentation(crop_scale=(0.2, 0.9)), seed=5)
+    dataset = data.dataset("train", training=True)
     torch.manual_seed(1)
-    assert not torch.equal(next(iter(image_data().train_dataloader()))[0], first[0][0])
+    first, other_epoch = dataset[3][0], dataset[3 + len(dataset)][0]
+    torch.manual_seed(2)
+    assert torch.equal(dataset[3][0], first)
+    assert not torch.equal(other_epoch, first)
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch():

@@ -1,5 +1,6 @@
 """A search from its job to its files: the same again with one seed, and after a stop."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import torch
 
 pytest.importorskip("lightning")
 
+from lightning.pytorch import Callback
+
 from localmamba.data import Augmentation, ImageSettings
 from localmamba.search import STRATEGIES, Choice, SearchSettings
-from localmamba.tasks.search import Search
-from localmamba.tasks.search_job import SearchJob
-from localmamba.tasks.search_report import read_probabilities, write_probabilities
-from localmamba.tasks.settings import TrainingSettings
+from localmamba.tasks.job import SearchJob
+from localmamba.tasks.search import Search, read_probabilities, write_probabilities
+from localmamba.tasks.settings import Hardware, TrainingSettings
 
 TINY = {"depth": 2, "embed_dim": 8, "d_state": 2}
 
@@ -47,37 +49,71 @@ def test_one_seed_gives_one_file_bit_for_bit(strategy, tmp_path):
     assert str(tmp_path).encode() not in one
 
 
-def stop_after(search: Search, epochs: int, folder: Path) -> None:
-    """Runs a search and interrupts it in the step that follows so many epochs."""
+class StopAfter(Callback):
+    """Interrupts a training in the step that follows so many."""
 
-    def stop(*_args) -> None:
-        raise KeyboardInterrupt
+    def __init__(self, steps: int):
+        self.steps = steps
 
-    def step_or_stop(batch) -> torch.Tensor:
-        return stop() if search.loop.progress.epoch == epochs else loss(batch)
+    def on_train_batch_start(self, trainer, *_) -> None:
+        if trainer.fit_loop.total_batch_idx == self.steps:
+            raise KeyboardInterrupt
 
-    loss, search.loop.loss = search.loop.loss, step_or_stop
-    search.loop.strategy.conclude = stop
-    with pytest.raises(KeyboardInterrupt):
-        search.run(folder)
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Files without times."""
+    skipped = ("metrics.csv", "metrics.json")
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in skipped}
+
+
+def losses(folder: Path) -> list[str]:
+    with (folder / "metrics.csv").open() as file:
+        return [row["train_loss"] for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_resumed_search_comes_to_the_same(strategy, tmp_path):
+def test_resumed_search_comes_to_the_same(strategy, tmp_path, monkeypatch):
+    monkeypatch.setattr("localmamba.tasks.callbacks.SAVE_STEPS", 2)
+    job = make_job(strategy, training=TrainingSettings(epochs=2, warmup_epochs=0.5, ema=0.9))
     whole = tmp_path / "whole"
     whole.mkdir()
-    Search(make_job(strategy)).run(whole)
-    names = {path.name for path in whole.iterdir()} - {"metrics.csv", "metrics.json"}  # times
-    for epochs in (1, 2):
-        stopped = tmp_path / f"stopped after {epochs}"
+    Search(job).run(whole)
+    per_epoch = 4 if STRATEGIES[strategy].uses_holdout else 5
+    # In the middle of both epochs, a step after the last saved one, and after the last epoch.
+    for steps in (3, per_epoch, per_epoch + 3, 2 * per_epoch):
+        stopped = tmp_path / f"stopped after {steps}"
         stopped.mkdir()
-        stop_after(Search(make_job(strategy)), epochs, stopped)
-        early = Choice.load(stopped / "directions.json")
-        assert (early.epoch, early.epochs) == (epochs, 2)
+        first = Search(job)
+        first.strategy.conclude = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            first.run(stopped, callbacks=(StopAfter(steps),))
+        if steps >= per_epoch:
+            early = Choice.load(stopped / "directions.json")
+            assert (early.epoch, early.epochs) == (steps // per_epoch, 2)
         torch.manual_seed(99)
-        Search(make_job(strategy)).run(stopped, resume=True)
-        for name in names:
-            assert (stopped / name).read_bytes() == (whole / name).read_bytes(), (name, epochs)
+        Search(job).run(stopped, resume=True)
+        assert contents(stopped) == contents(whole), steps
+        assert losses(stopped) == losses(whole), steps
+
+
+def interrupt(*_args) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_search_that_diverges_says_so(tmp_path):
+    job = make_job(training=TrainingSettings(epochs=2, warmup_epochs=0, lr=1e30))
+    with pytest.raises(ValueError, match=r"loss is no longer finite \(epoch 1, step \d\); try a s"):
+        Search(job).run(tmp_path)
+
+
+def test_a_state_of_another_search_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        Search(make_job()).run(tmp_path, callbacks=(StopAfter(7),))
+    with pytest.raises(ValueError, match="of a search with other settings: seed was 0, now 1"):
+        Search(make_job(seed=1)).run(tmp_path, resume=True)
+    (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="is no state of a run, or cut short"):
+        Search(make_job()).run(tmp_path, resume=True)
 
 
 def test_files_of_a_search(tmp_path):
@@ -103,7 +139,7 @@ def test_nothing_to_resume(tmp_path):
     [
         ({"strategy": "magic"}, "known: binary_gates"),
         ({"candidates": ("h",)}, "keep must be 1 to 1"),
-        ({"training": TrainingSettings(ema=0.9)}, "ema must be 0"),
+        ({"hardware": Hardware(precision="16-mixed")}, "precision 32 or bf16-mixed"),
         ({"chunk_size": -1}, "chunk_size must be at least 0"),
     ],
 )

@@ -12,7 +12,12 @@ from localmamba.data import Augmentation
 from localmamba.data.module import ImageData
 from localmamba.tasks.checkpoints import load_checkpoint
 from localmamba.tasks.classification import FiniteCheck, make_mixup
-from localmamba.tasks.evaluation import evaluate_model, load_evaluated, predict_files
+from localmamba.tasks.evaluation import (
+    evaluate,
+    evaluate_model,
+    load_evaluated,
+    predict_files,
+)
 from localmamba.tasks.run_folder import make_run_folder
 from localmamba.tasks.settings import Hardware
 from localmamba.tasks.training import Training
@@ -111,7 +116,7 @@ def test_ways_to_train(job, changes):
 
 
 def test_running_average_is_what_is_kept(job):
-    plain, average = (trained_weights(job(lr=1e-2, ema=ema)) for ema in (0.0, 0.99))
+    plain, average = (trained_weights(job(lr=1e-2, epochs=6, ema=ema)) for ema in (0.0, 0.99))
     start = Training(job(lr=1e-2)).model.state_dict()
 
     def way(weights):
@@ -132,7 +137,7 @@ def test_a_training_starts_from_a_supernet(job, tmp_path):
 def test_nan_in_the_input_is_named(job, monkeypatch):
     ready = Training(job())
     monkeypatch.setattr(ready.data, "augment", lambda images: images.float() * float("nan"))
-    with pytest.raises(ValueError, match=r"the input holds NaN or infinity \(epoch 1\)"):
+    with pytest.raises(ValueError, match=r"the input holds NaN or infinity \(epoch 1, step 1\)"):
         ready.run()
 
 
@@ -140,17 +145,19 @@ def test_loss_that_diverges_is_named(job):
     ready = Training(job())
     with torch.no_grad():
         ready.model.head.weight.fill_(float("inf"))
-    with pytest.raises(ValueError, match=r"loss is no longer finite \(epoch 1\); try a smaller lr"):
+    with pytest.raises(
+        ValueError, match=r"loss is no longer finite \(epoch 1, step 1\); try a smaller"
+    ):
         ready.run()
 
 
 def test_finite_check_reads_the_step_before():
     check = FiniteCheck()
-    check.raise_if_not(0)
-    check.note(torch.ones(2), torch.tensor(float("nan")))
-    with pytest.raises(ValueError, match="epoch 4"):
-        check.raise_if_not(3)
-    check.raise_if_not(3)
+    check.raise_if_not()
+    check.note(torch.ones(2), torch.tensor(float("nan")), "epoch 4, step 2")
+    with pytest.raises(ValueError, match="epoch 4, step 2"):
+        check.raise_if_not()
+    check.raise_if_not()
 
 
 def test_mixup_gives_soft_targets():
@@ -166,14 +173,54 @@ def test_no_file_is_written_unasked(job, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_trainer_stops_where_a_callback_fails(job, monkeypatch):
-    class Stop(Callback):
-        def on_train_batch_start(self, *_):
+class StopAfter(Callback):
+    """Interrupts a training in the step that follows so many."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.fit_loop.total_batch_idx == self.steps:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("localmamba.tasks.training._callbacks", lambda *_: [Stop()])
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        Training(job()).run()
+
+@pytest.mark.parametrize("data", ["tensors", "files"])
+def test_a_training_that_was_stopped_comes_to_the_same(job, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("localmamba.tasks.callbacks.SAVE_STEPS", 2)
+    by_image = {"crop_scale": [0.5, 1.0], "color_jitter": 0.3, "workers": 2}
+    settings = job(
+        rotate=10, mixup=0.5, erasing=0.3, drop_path=0.2, ema=0.9, clip_grad=1.0,
+        **(by_image if data == "files" else {}),
+    )  # fmt: skip
+    whole = trained_weights(settings, tmp_path)
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    for steps in (2, 3, 5, 6):  # an epoch has 3
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        if steps == 6:
+            monkeypatch.setattr("localmamba.tasks.training.evaluate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Training(settings).run(folder, callbacks=(StopAfter(steps),))
+        monkeypatch.setattr("localmamba.tasks.training.evaluate", evaluate)
+        torch.manual_seed(99)
+        trained = Training(settings).run(folder, resume=True)
+        for name, tensor in trained.model.state_dict().items():
+            assert torch.equal(tensor, whole[name]), (steps, name)
+        found = (folder / "metrics.csv").read_text().splitlines()
+        # All but the seconds.
+        assert [r.rpartition(",")[0] for r in found] == [r.rpartition(",")[0] for r in rows], steps
+        assert (folder / "state.pt").is_file()
+        trained.save(folder)
+        assert not (folder / "state.pt").exists()
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_nothing_to_resume(job, tmp_path):
+    with pytest.raises(ValueError, match="nothing to resume: there is no"):
+        Training(job()).run(tmp_path, resume=True)
 
 
 def test_run_folders_are_numbered_and_never_shared(tmp_path, monkeypatch):

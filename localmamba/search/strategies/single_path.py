@@ -56,7 +56,7 @@ class SinglePath(Strategy):
 
     def _gain(self) -> Tensor:
         """Returns by how many standard deviations each direction lowered the loss, [layers, C]."""
-        losses = torch.stack(self._losses).float().cpu()
+        losses = torch.stack([loss.float().cpu() for loss in self._losses])
         score = -(losses - losses.mean()) / losses.std().clamp(min=1e-12)
         drawn = torch.tensor(self._drawn[: len(losses)])  # [steps, layers, keep]
         took_part = torch.zeros(len(losses), *self._uniform.shape).scatter_(2, drawn, 1.0)
@@ -92,8 +92,10 @@ class SinglePath(Strategy):
         return shares / shares.sum(1, keepdim=True)
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "estimate": self._estimate}
+        epoch = {"drawn": list(self._drawn), "losses": [loss.cpu() for loss in self._losses]}
+        return {**super().state_dict(), "estimate": self._estimate, **epoch}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self._estimate = state["estimate"].cpu()
+        self._drawn, self._losses = list(state["drawn"]), list(state["losses"])
