@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import combine_directions, depthwise_conv
-from .mixer import DirectionalMixer
+from .fusion import is_plain
+from .mixer import CROSS, DirectionalMixer
 from .precision import saturate
 
 for _name in ("depthwise_conv", "combine_directions", "check_map", "saturate"):
@@ -16,7 +17,7 @@ for _name in ("depthwise_conv", "combine_directions", "check_map", "saturate"):
 
 
 def check_map(x: Tensor, dim: int) -> Tensor:
-    """The map, or ValueError if it is not [B, H, W, dim]."""
+    """Returns the map; raises ValueError if it is not [B, H, W, dim]."""
     if x.dim() != 4 or x.shape[3] != dim:
         raise ValueError(f"a map of tokens must be [B, H, W, {dim}], got {x.shape}")
     return x
@@ -33,8 +34,8 @@ class SS2D(DirectionalMixer):
         expand: Inner channels D = expand * dim.
         d_state: States per channel N.
         dt_rank: Rank of the step sizes; ceil(dim / 16) if None.
-        device: Where the parameters live.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
         ValueError: If a direction or `scattn` is unknown.
@@ -48,7 +49,7 @@ class SS2D(DirectionalMixer):
     def __init__(
         self,
         dim: int,
-        directions: Sequence[str] = ("h", "v", "h_flip", "v_flip"),
+        directions: Sequence[str] = CROSS,
         scattn: str | None = "channel",
         search: bool = False,
         expand: float = 2.0,
@@ -88,15 +89,35 @@ class SS2D(DirectionalMixer):
         height, width = x.shape[1], x.shape[2]
         x, z = saturate(self.in_proj(x)).chunk(2, dim=-1)
         z = z.flatten(1, 2)
-        x = depthwise_conv(x, self.conv.weight, self.conv.bias).flatten(1, 2)
+        if torch.jit.is_scripting() or self._conv_is_plain():
+            x = depthwise_conv(x, self.conv.weight, self.conv.bias)
+        else:
+            x = saturate(F.silu(self.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
+        x = x.flatten(1, 2)
         weights = self._sum_weights(branches, weights)
         norm = self.norm
         if weights is None:
             y = self._scan(x, height, width, -1, branches)
-            if self.attn is None:
-                y = combine_directions(y, None, None, z, norm.weight, norm.bias, norm.eps)
+            if torch.jit.is_scripting() or self._norm_is_plain():
+                y = self._combine(y, z, norm.weight, norm.bias, norm.eps)
             else:
-                y = self.attn.join(y, z, False, norm.weight, norm.bias, norm.eps)
+                y = norm(self._combine(y, None, None, None, norm.eps)) * F.silu(z)
         else:
             y = norm(self._mix(x, None, height, width, -1, branches, weights)) * F.silu(z)
         return saturate(self.out_proj(saturate(y))).unflatten(1, (height, width))
+
+    def _combine(
+        self, y: Tensor, z: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        """Combines the directions, [B, K, L, D] -> [B, L, D], with a layer norm if given one."""
+        if self.attn is None:
+            return combine_directions(y, None, None, z, weight, bias, eps)
+        return self.attn.combine(y, z, False, weight, bias, eps)
+
+    @torch.jit.unused
+    def _conv_is_plain(self) -> bool:
+        return is_plain(self.conv, nn.Conv2d)
+
+    @torch.jit.unused
+    def _norm_is_plain(self) -> bool:
+        return is_plain(self.norm, nn.LayerNorm)

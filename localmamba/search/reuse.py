@@ -37,7 +37,7 @@ def start_from_supernet(model: nn.Module, supernet: nn.Module) -> list[str]:
         if isinstance(module, DirectionalMixer):
             for key in module.branches.state_dict(prefix=f"{name}.branches."):
                 source[key] = source[key][rows[id(module)]]
-    target = model.state_dict()
+    target = {k: v for k, v in model.state_dict().items() if not k.endswith("_extra_state")}
     fits = {k for k, v in target.items() if k in source and source[k].shape == v.shape}
     left = [key for key in target if key not in fits]
     foreign = [key for key in left if not set(_ALLOWED) & set(key.split("."))]

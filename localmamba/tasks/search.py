@@ -13,8 +13,9 @@ from torch import nn
 from localmamba.data import Source, check_trainable, load_source
 from localmamba.data.module import ImageData
 from localmamba.layers import DirectionalMixer
+from localmamba.models.loading import build_model
 from localmamba.search import Choice, make_strategy
-from localmamba.tasks.building import build_model, input_spec, model_arguments
+from localmamba.tasks.building import input_spec, model_arguments
 from localmamba.tasks.checkpoints import Card, save_checkpoint
 from localmamba.tasks.run_folder import versions, write_json
 from localmamba.tasks.search_data import SearchData
