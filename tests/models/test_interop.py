@@ -104,7 +104,9 @@ def test_hooks_fire_on_every_module_and_change_nothing(
     watched = {
         name: module
         for name, module in model.named_modules()
-        if name and not isinstance(module, nn.ModuleList) and not first_drop_path(name)
+        if name
+        and not isinstance(module, nn.ModuleList)
+        and not first_drop_path(name)
         # PyTorch calls backward hooks of modules that return tensors; tables have no gradient.
         and not (backward and name == "rope")
     }
