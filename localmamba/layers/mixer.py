@@ -66,7 +66,7 @@ def mix_branches(
 
 
 class DirectionalMixer(nn.Module):
-    """Base of the mixers: tokens pass K S6 branches, each along its own direction, and are joined.
+    """Base of the mixers: K S6 branches, each along its own direction, whose outputs are combined.
 
     A mixer with `search` is a supernet's: its branches are joined with weights softmax(`alpha`)
     after a LayerNorm each (paper section 4.2). For what is sampled from a supernet, `forward` of

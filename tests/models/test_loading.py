@@ -110,6 +110,5 @@ def test_timm_reads_its_own_files(tmp_path: Path) -> None:
     source = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(tmp_path / "a.pth")}}
     for kwargs in ({}, {"num_classes": 3}, {"num_classes": 0}, {"features_only": True}):
         timm.create_model("localvim_demo", **source, **kwargs)
-        with pytest.raises(ValueError, match="this layer has h, v, h_flip, v_flip"):
-            directions = ["h", "v", "h_flip", "v_flip"]
-            timm.create_model("localvim_demo", directions=directions, **source, **kwargs)
+        with pytest.raises(ValueError, match=r"this layer has h, v$"):
+            timm.create_model("localvim_demo", directions=["h", "v"], **source, **kwargs)
