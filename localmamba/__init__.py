@@ -10,6 +10,7 @@ from .models import (
     LocalVim,
     LocalVMamba,
     create_backbone,
+    load,
     load_released,
     searched_directions,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "SCAttn",
     "create_backbone",
     "layers",
+    "load",
     "load_released",
     "models",
     "ops",

@@ -16,7 +16,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from localmamba.tasks.building import build_model
+from localmamba.models.loading import build_model
 
 MODES = ("inference", "training")
 """Forward pass without gradients; forward pass, cross entropy and backward pass."""

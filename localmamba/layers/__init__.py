@@ -1,12 +1,10 @@
 """Layers: S6 branches, SCAttn, the two mixers, blocks. Each is usable alone."""
 
-from .blocks import LocalVimBlock, LocalVMambaBlock
-from .drop_path import DropPath
+from .blocks import DropPath, LocalVimBlock, LocalVMambaBlock
 from .local_vim_mixer import LocalVimMixer
 from .mixer import DirectionalMixer
 from .norm import LayerNorm, RMSNorm
-from .patch_embed import PatchEmbed
-from .patch_merging import PatchMerging
+from .patches import PatchEmbed, PatchMerging
 from .position import AxialRotary, resize_table
 from .s6 import S6Branches
 from .scattn import SCAttn

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..ops import combine_directions
-from .mixer import DirectionalMixer, check_tokens
+from .mixer import LOCAL, DirectionalMixer, check_tokens
 from .precision import saturate
 
 for _name in ("combine_directions", "check_tokens", "saturate"):
@@ -29,8 +29,8 @@ class LocalVimMixer(DirectionalMixer):
         d_state: States per channel N.
         dt_rank: Rank of the step sizes; ceil(dim / 16) if None.
         conv_width: Taps of the causal convolution along each direction.
-        device: Where the parameters live.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
         ValueError: If a direction, `scattn` or `merge` is unknown.
@@ -45,7 +45,7 @@ class LocalVimMixer(DirectionalMixer):
     def __init__(
         self,
         dim: int,
-        directions: Sequence[str] = ("h", "h_flip", "w2", "w2_flip"),
+        directions: Sequence[str] = LOCAL,
         scattn: str | None = "channel",
         class_token: bool = False,
         merge: str = "sum",
@@ -96,4 +96,4 @@ class LocalVimMixer(DirectionalMixer):
         """Gates the outputs of the directions and adds them: [B, K, L, D] -> [B, L, D]."""
         if self.attn is None:
             return combine_directions(y, None, None, z)
-        return self.attn.join(y, z, gate_first=True)
+        return self.attn.combine(y, z, gate_first=True)

@@ -1,4 +1,4 @@
-"""Base class of the mixers: S6 branches along several directions, and SCAttn."""
+"""Base of the mixers: S6 branches along several directions, and SCAttn."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,15 @@ from .scattn import SCAttn
 for _name in ("scan_index", "saturate"):
     torch.fx.wrap(_name)
 
+LOCAL = ("h", "h_flip", "w2", "w2_flip")
+"""Directions of every block of the paper's LocalVim* (without search)."""
+
+CROSS = ("h", "v", "h_flip", "v_flip")
+"""Directions of VMamba's cross scan."""
+
 
 def check_tokens(x: Tensor, height: int, width: int, class_token: int, dim: int) -> Tensor:
-    """The tokens, or ValueError if they are not [B, L, dim] with L the tokens of the grid."""
+    """Returns the tokens; raises ValueError if they are not [B, L, dim], L that of the grid."""
     tokens = height * width + (1 if class_token >= 0 else 0)
     if x.dim() != 3 or x.shape[1] != tokens or x.shape[2] != dim:
         extra = " and a class token" if class_token >= 0 else ""
@@ -40,8 +46,8 @@ class DirectionalMixer(nn.Module):
         d_state: States per channel N.
         dt_rank: Rank of the step sizes; ceil(dim / 16) if None.
         conv_width: Taps of the convolution along each direction, 0 for none.
-        device: Where the parameters live.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
         ValueError: If a direction or `scattn` is unknown.
@@ -79,6 +85,26 @@ class DirectionalMixer(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(self.directions)
+
+    def get_extra_state(self) -> Tensor:
+        """The directions' names in UTF-8, as a tensor, which safetensors can store."""
+        text = " ".join(self.directions).encode()
+        return torch.tensor(list(text), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Checks that weights are for this mixer's directions.
+
+        Raises:
+            ValueError: If they are for others.
+        """
+        if state.is_meta:
+            return
+        names = bytes(state.to(torch.uint8).tolist()).decode(errors="replace").split(" ")
+        if names != self.directions:
+            raise ValueError(
+                f"the weights are for the directions {', '.join(names)}, "
+                f"this layer has {', '.join(self.directions)}"
+            )
 
     def _scan(self, x: Tensor, height: int, width: int, class_token: int) -> Tensor:
         """Scans tokens [B, L, D] along every direction, [B, K, L, D]."""

@@ -1,7 +1,6 @@
-"""Norms that compute in float32 and answer in the dtype that the next layer wants.
+"""Norms in one kernel: statistics in float32, output in the dtype that the next layer reads.
 
-Both are one kernel. Under autocast they answer in its dtype, where PyTorch's own would answer in
-float32 and the next layer would cast.
+Under autocast they return its dtype, where PyTorch's return float32 and the next layer casts.
 """
 
 import torch
@@ -15,14 +14,14 @@ torch.fx.wrap("token_norm")
 class RMSNorm(nn.Module):
     """Divides tokens by their root mean square, without subtracting a mean.
 
-    Statistics are float32 at least, the result has the dtype of the weight (of autocast, under it),
-    so that a model cast to bfloat16 keeps an exact residual stream.
+    Statistics are float32 at least and the result has the dtype of the weight (of autocast, under
+    it), so a model cast to bfloat16 keeps an exact residual stream.
 
     Args:
         dim: Channels, the last axis of the input.
         eps: Added to the mean square.
-        device: Where the weight lives.
-        dtype: Of the weight.
+        device: Device of the weight.
+        dtype: Dtype of the weight.
     """
 
     def __init__(
@@ -36,9 +35,10 @@ class RMSNorm(nn.Module):
         self.dim = dim
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
+        self.bias = None  # for `residual_norm`, which takes one
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., L, C] -> [..., L, C]."""
+        """[..., L, C] -> [..., L, C] in the dtype of the weight (of autocast, under it)."""
         return token_norm(x, self.weight, None, self.eps)
 
     def extra_repr(self) -> str:
@@ -51,8 +51,8 @@ class LayerNorm(nn.LayerNorm):
     Args:
         dim: Channels, the last axis of the input.
         eps: Added to the variance.
-        device: Where the parameters live.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Positions: tables that are resized to the grid at hand, and the axial rotary embedding."""
+"""Position tables, resampled to the grid of the input, and the axial rotary embedding."""
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ def resize_table(
     Returns:
         [1, height * width (+ 1), C]; the table itself if the grid is the same.
     """
-    # Not asked of symbolic sizes: an exported program must not be tied to this one.
+    # Symbolic sizes are not compared: that would specialise an exported program.
     known = torch.jit.is_scripting() or isinstance(height, int)
     if known and grid[0] == height and grid[1] == width:
         return table
@@ -48,8 +48,8 @@ def resize_table(
 def _resize_rows(x: Tensor, rows: int) -> Tensor:
     """Bicubic along the first axis: [R, *, C] -> [rows, *, C].
 
-    A sum with weights, which PyTorch's resampling of the unit matrix gives, since the backward pass
-    of its own on a GPU adds in no fixed order; no matrix product, which autocast would round.
+    A weighted sum, with weights from PyTorch's resampling of the unit matrix: the backward pass of
+    `F.interpolate` on a GPU adds in no fixed order, and autocast would round a matrix product.
     """
     unit = torch.eye(x.shape[0], dtype=x.dtype, device=x.device)[None, :, :, None]
     weights = F.interpolate(unit, size=(rows, 1), mode="bicubic", align_corners=False)
@@ -58,7 +58,7 @@ def _resize_rows(x: Tensor, rows: int) -> Tensor:
 
 
 class AxialRotary(nn.Module):
-    """Tables of the axial rotary embedding: half of the channels turn by row, half by column.
+    """Tables of the axial rotary embedding: half of the channels rotate by row, half by column.
 
     Angles are t / theta^(2i / (C / 2)), t the row or column scaled so that a grid spans `span`
     steps whatever its size. The tables are saved with a model: one whose positions were resized
@@ -69,8 +69,8 @@ class AxialRotary(nn.Module):
         grid: (H, W).
         span: Length that rows and columns are scaled to (14, the released models' grid).
         theta: Base of the frequencies.
-        device: Where the tables live.
-        dtype: Of the tables; they are computed in float32.
+        device: Device of the tables.
+        dtype: Dtype of the tables; they are computed in float32.
 
     Raises:
         ValueError: If C is not a multiple of 4.
@@ -97,11 +97,9 @@ class AxialRotary(nn.Module):
         self.register_buffer("sin", sin.to(dtype))
 
     def tables(
-        self,
-        grid: tuple[int, int],
-        device: torch.device | str | None = None,
+        self, grid: tuple[int, int], device: torch.device | str | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for a grid, each float32 [1, H * W, C]."""
+        """Computes cosines and sines for a grid, each float32 [1, H * W, C]."""
         half = self.dim // 2
         steps = torch.arange(0, half, 2, device=device).float()
         frequencies = 1.0 / self.theta ** (steps / half)
@@ -113,12 +111,7 @@ class AxialRotary(nn.Module):
         table = torch.cat(angles, dim=-1).reshape(1, -1, self.dim)
         return table.cos(), table.sin()
 
-    def forward(
-        self,
-        grid: tuple[int, int],
-        height: int,
-        width: int,
-    ) -> tuple[Tensor, Tensor]:
-        """The tables resampled from their own grid to another one."""
+    def forward(self, grid: tuple[int, int], height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Resamples the tables from their own grid to another one."""
         cos = resize_table(self.cos, grid, height, width)
         return cos, resize_table(self.sin, grid, height, width)

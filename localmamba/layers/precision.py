@@ -1,20 +1,19 @@
-"""Where half precision would do harm."""
+"""Guards for half precision."""
 
 import torch
 from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """The tensor in float32; one in float64 stays as it is."""
+    """Casts to float32; float64 stays as it is."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def saturate(x: Tensor) -> Tensor:
-    """Keeps float16 finite where float32 would be: what is beyond its range becomes its largest.
+    """Clamps float16 to its finite range; clamped elements get zero gradient.
 
-    What has become so passes no gradient. Kernels saturate their outputs by themselves: there the
-    largest value stands for all beyond it, and a gradient as if nothing had been cut off would be
-    too large by as much as was cut off.
+    Kernels clamp their outputs themselves. With a gradient through the clamp, the largest finite
+    value would stand for all beyond it, and gradients would be too large by what was cut off.
     """
     if x.dtype != torch.float16:
         return x

@@ -30,8 +30,8 @@ class S6Branches(nn.Module):
         d_state: States per channel N.
         dt_rank: Rank R of the step sizes.
         conv_width: Taps W of the causal convolution along each scan order; 0 for none.
-        device: Where the parameters live.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Attributes:
         x_proj: [K, R + 2N, D].

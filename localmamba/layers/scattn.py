@@ -1,4 +1,4 @@
-"""SCAttn: how much each channel and each token of a direction counts (paper section 4.1)."""
+"""SCAttn: weights of the directions by channel and by token (paper section 4.1)."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ..ops import combine_directions, pool_directions, scattn_combine
+from .fusion import is_plain
 
 for _name in ("scattn_combine", "combine_directions", "pool_directions"):
     torch.fx.wrap(_name)
@@ -26,9 +27,9 @@ class SCAttn(nn.Module):
     Args:
         dim: Channels D.
         kind: `channel` (the release), or `channel+spatial` (the paper).
-        reduction: By how much the width shrinks between the two linear layers.
-        device: Where the parameters live.
-        dtype: Of the parameters.
+        reduction: Width D over the width between the two linear layers.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
         ValueError: If `kind` is unknown.
@@ -74,62 +75,83 @@ class SCAttn(nn.Module):
         y: Tensor,
         z: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Looks at the outputs of the directions.
+        """Computes the weights of the directions.
 
         Args:
-            y: [B, K, L, D].
-            z: [B, L, D]; if given, what is looked at is y * SiLU(z).
+            y: Outputs of the directions, [B, K, L, D].
+            z: Gate, [B, L, D]; if given, the weights come from y * SiLU(z).
 
         Returns:
             Channel weights [B, K, D], and token weights [B, K, L] or None.
         """
-        pooled = pool_directions(y, z, self.norm.weight, self.norm.bias, self.norm.eps)
-        reduced = F.gelu(self.global_reduce(pooled.to(self.global_reduce.weight.dtype)))
+        tokens = y
+        if torch.jit.is_scripting() or self._norm_is_plain():
+            pooled = pool_directions(y, z, self.norm.weight, self.norm.bias, self.norm.eps)
+            if z is not None and self.local_reduce is not None:
+                tokens = y * F.silu(z)[:, None]
+        else:
+            if z is not None:
+                tokens = y * F.silu(z)[:, None]
+            pooled = self.norm(tokens).mean(2)
+        reduced = F.gelu(self.global_reduce(pooled.to(y.dtype)))
         channel = torch.sigmoid(self.channel_select(reduced))
         if self.local_reduce is None or self.spatial_select is None:
             return channel, None
-        tokens = y if z is None else y * F.silu(z)[:, None]
         local = F.gelu(self.local_reduce(self.norm(tokens)))  # [B, K, L, D / reduction]
         joined = torch.cat((local, reduced[:, :, None].expand_as(local)), dim=-1)
         return channel, torch.sigmoid(self.spatial_select(joined))[..., 0]
 
-    def join(
+    def combine(
         self,
         y: Tensor,
-        z: Tensor,
+        z: Tensor | None,
         gate_first: bool,
         norm_weight: Tensor | None = None,
         norm_bias: Tensor | None = None,
         norm_eps: float = 1e-5,
     ) -> Tensor:
-        """Weighs the outputs of the directions, adds them, and optionally normalises the sum.
+        """Weights and adds the outputs of the directions, optionally normalises and gates the sum.
 
         Args:
-            y: [B, K, L, D].
-            z: Gate, [B, L, D]: the result is multiplied by SiLU(z).
+            y: Outputs of the directions, [B, K, L, D].
+            z: Gate, [B, L, D]: the result is multiplied by SiLU(z). None for no gate.
             gate_first: Whether the weights come from y * SiLU(z) rather than from y.
-            norm_weight: With it the sum passes a layer norm, [D].
-            norm_bias: [D].
-            norm_eps: Of that norm.
+            norm_weight: If given, the sum passes a layer norm with this weight, [D].
+            norm_bias: Bias of that norm, [D].
+            norm_eps: Epsilon of that norm.
 
         Returns:
             [B, L, D].
         """
-        if self.local_reduce is not None:
-            channel, token = self.forward(y, z if gate_first else None)
-            return combine_directions(y, channel, token, z, norm_weight, norm_bias, norm_eps)
-        return scattn_combine(
-            y,
-            z,
-            self.norm.weight,
-            self.norm.bias,
-            self.global_reduce.weight,
-            self.global_reduce.bias,
-            self.channel_select.weight,
-            self.channel_select.bias,
-            norm_weight,
-            norm_bias,
-            gate_first,
-            self.norm.eps,
-            norm_eps,
+        if self.local_reduce is None and (torch.jit.is_scripting() or self._is_plain()):
+            return scattn_combine(
+                y,
+                z,
+                self.norm.weight,
+                self.norm.bias,
+                self.global_reduce.weight,
+                self.global_reduce.bias,
+                self.channel_select.weight,
+                self.channel_select.bias,
+                norm_weight,
+                norm_bias,
+                gate_first,
+                self.norm.eps,
+                norm_eps,
+            )
+        channel, token = self(y, z if gate_first else None)
+        return combine_directions(y, channel, token, z, norm_weight, norm_bias, norm_eps)
+
+    @torch.jit.unused
+    def _norm_is_plain(self) -> bool:
+        return is_plain(self.norm, nn.LayerNorm)
+
+    @torch.jit.unused
+    def _is_plain(self) -> bool:
+        """Whether neither this module nor one of its layers has to be called."""
+        linears = (self.global_reduce, self.channel_select)
+        return (
+            is_plain(self, SCAttn)
+            and is_plain(self.norm, nn.LayerNorm)
+            and all(is_plain(linear, nn.Linear) for linear in linears)
         )

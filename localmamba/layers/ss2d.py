@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import combine_directions, depthwise_conv
-from .mixer import DirectionalMixer
+from .fusion import is_plain
+from .mixer import CROSS, DirectionalMixer
 from .precision import saturate
 
 for _name in ("depthwise_conv", "combine_directions", "check_map", "saturate"):
@@ -15,7 +17,7 @@ for _name in ("depthwise_conv", "combine_directions", "check_map", "saturate"):
 
 
 def check_map(x: Tensor, dim: int) -> Tensor:
-    """The map, or ValueError if it is not [B, H, W, dim]."""
+    """Returns the map; raises ValueError if it is not [B, H, W, dim]."""
     if x.dim() != 4 or x.shape[3] != dim:
         raise ValueError(f"a map of tokens must be [B, H, W, {dim}], got {x.shape}")
     return x
@@ -31,8 +33,8 @@ class SS2D(DirectionalMixer):
         expand: Inner channels D = expand * dim.
         d_state: States per channel N.
         dt_rank: Rank of the step sizes; ceil(dim / 16) if None.
-        device: Where the parameters live.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
         ValueError: If a direction or `scattn` is unknown.
@@ -46,7 +48,7 @@ class SS2D(DirectionalMixer):
     def __init__(
         self,
         dim: int,
-        directions: Sequence[str] = ("h", "v", "h_flip", "v_flip"),
+        directions: Sequence[str] = CROSS,
         scattn: str | None = "channel",
         expand: float = 2.0,
         d_state: int = 16,
@@ -76,8 +78,11 @@ class SS2D(DirectionalMixer):
         height, width = x.shape[1], x.shape[2]
         x, z = saturate(self.in_proj(x)).chunk(2, dim=-1)
         z = z.flatten(1, 2)
-        x = depthwise_conv(x, self.conv.weight, self.conv.bias).flatten(1, 2)
-        y = self._mix_directions(x, z, height, width)
+        if torch.jit.is_scripting() or self._conv_is_plain():
+            x = depthwise_conv(x, self.conv.weight, self.conv.bias)
+        else:
+            x = saturate(F.silu(self.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
+        y = self._mix_directions(x.flatten(1, 2), z, height, width)
         return saturate(self.out_proj(saturate(y))).unflatten(1, (height, width))
 
     def _mix_directions(self, x: Tensor, z: Tensor, height: int, width: int) -> Tensor:
@@ -87,6 +92,21 @@ class SS2D(DirectionalMixer):
     def _combine(self, y: Tensor, z: Tensor) -> Tensor:
         """Adds the outputs of the directions, normalizes, gates: [B, K, L, D] -> [B, L, D]."""
         norm = self.norm
+        if torch.jit.is_scripting() or self._norm_is_plain():
+            return self._sum(y, z, norm.weight, norm.bias, norm.eps)
+        return norm(self._sum(y, None, None, None, norm.eps)) * F.silu(z)
+
+    def _sum(
+        self, y: Tensor, z: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
         if self.attn is None:
-            return combine_directions(y, None, None, z, norm.weight, norm.bias, norm.eps)
-        return self.attn.join(y, z, False, norm.weight, norm.bias, norm.eps)
+            return combine_directions(y, None, None, z, weight, bias, eps)
+        return self.attn.combine(y, z, False, weight, bias, eps)
+
+    @torch.jit.unused
+    def _conv_is_plain(self) -> bool:
+        return is_plain(self.conv, nn.Conv2d)
+
+    @torch.jit.unused
+    def _norm_is_plain(self) -> bool:
+        return is_plain(self.norm, nn.LayerNorm)

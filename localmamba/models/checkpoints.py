@@ -1,4 +1,4 @@
-"""Reading checkpoint files: tensors only, whatever stands beside them. No pickled code is run."""
+"""Reads tensors from checkpoint files. No pickled code is run."""
 
 import argparse
 import os
@@ -17,8 +17,7 @@ PLAIN_KEYS = ("state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
 SEGMENTOR = "backbone."
 
-# What training states hold beside tensors: command line arguments and NumPy scalars. Inert, unlike
-# what a pickle may otherwise call.
+# Training states also hold command line arguments and NumPy scalars, which are safe to unpickle.
 _SCALAR = np.float64(0).__reduce__()[0]
 _INERT: list[Any] = [
     argparse.Namespace,
@@ -30,7 +29,7 @@ _INERT: list[Any] = [
 
 
 def read_checkpoint(path: str | os.PathLike) -> Mapping:
-    """The content of a checkpoint file (.safetensors, or what `torch.save` writes), on the CPU.
+    """Reads a checkpoint file (.safetensors, or one of `torch.save`) into CPU memory.
 
     Raises:
         ValueError: If there is no such file, or it is not a checkpoint of tensors.
@@ -52,10 +51,9 @@ def read_checkpoint(path: str | os.PathLike) -> Mapping:
 
 
 def find_tensors(content: Mapping, ema: bool | None = None) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint, under the names of the model alone.
+    """Finds the state dict in a checkpoint and strips the prefixes of wrappers.
 
-    Takes it from beside the training state, strips the prefixes of wrappers, and of a detector or
-    segmentor takes the backbone.
+    From the checkpoint of a detector or segmentor it takes the backbone.
 
     Args:
         content: A state dict, or a checkpoint that holds some.

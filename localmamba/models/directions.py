@@ -1,4 +1,4 @@
-"""Tables of scan directions: one row a block, from a list or a JSON file."""
+"""Tables of scan directions, one row per block, from a list or a JSON file."""
 
 import json
 import os
@@ -10,9 +10,6 @@ from typing import Any
 
 from ..ops import check_directions
 
-LOCAL = ("h", "h_flip", "w2", "w2_flip")
-"""Without search: every block of the paper's LocalVim* has these."""
-
 DirectionTable = str | os.PathLike | Sequence[str] | Sequence[Sequence[str]]
 
 
@@ -23,7 +20,7 @@ def _released() -> dict[str, list[list[str]]]:
 
 
 def searched_directions(name: str) -> list[list[str]]:
-    """The directions that the paper's search found; `localvim_tiny` serves S too.
+    """Returns the directions that the paper's search found; `localvim_tiny` serves S too.
 
     Raises:
         ValueError: If the model has no released directions.
@@ -46,17 +43,17 @@ def _read(path: str | os.PathLike) -> list[Any]:
             raise ValueError(f"{os.fspath(path)!r} has no entry 'directions'")
         content = content["directions"]
     if not isinstance(content, list):
-        raise ValueError(f"{os.fspath(path)!r} must hold a list of directions, one row a block")
+        raise ValueError(f"{os.fspath(path)!r} must hold a list of directions, one row per block")
     return content
 
 
 def resolve_directions(directions: DirectionTable, num_blocks: int) -> list[list[str]]:
-    """One list of direction names for each block.
+    """Returns one list of direction names per block.
 
     Args:
-        directions: A list of names (every block has them), a table of one such list a block, or
+        directions: A list of names (every block has them), a table of one such list per block, or
             the path of a JSON file that holds either, alone or under `directions`.
-        num_blocks: Blocks of the model, all stages together.
+        num_blocks: Number of blocks of the model, all stages together.
 
     Raises:
         ValueError: If the file cannot be read, the table has another length, or a name is unknown.

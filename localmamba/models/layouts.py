@@ -1,11 +1,11 @@
-"""Which released tensors make up each tensor of this package.
+"""Layouts of released checkpoints: names and shapes there of each tensor of this package.
 
-The releases of LocalMamba, Vim and VMamba have names of their own. The plain models there keep one
-tensor for each direction, where this package stacks them.
+The releases of LocalMamba, Vim and VMamba use names of their own. Their plain models keep one
+tensor per direction, where this package stacks them.
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Layout:
     branches: dict[str, str] = field(default_factory=dict)
 
     def rename(self, name: str) -> str:
-        """The released name of a tensor that is not stacked."""
+        """Returns the released name of a tensor that is not stacked."""
         for pattern, released in self.rules:
             name = re.sub(pattern, released, name)
         return name
@@ -75,7 +75,7 @@ _HIERARCHICAL: list[Rule] = [
     (r"^patch_embed\.norm\.", "patch_embed.2."),
     (r"^norm\.", "classifier.norm."),
     (r"^head\.fc\.", "classifier.head."),
-    # There, the merging of patches ends a stage; here it begins the next one.
+    # The release ends a stage with patch merging; here it begins the next one.
     (r"^stages\.(\d+)\.downsample\.", lambda found: f"layers.{int(found[1]) - 1}.downsample."),
     (r"^stages\.", "layers."),
     (r"\.mixer\.conv\.", ".mixer.conv2d."),
@@ -98,21 +98,16 @@ VMAMBA = Layout(
 )
 
 
-def layout_of(names: Collection[str], plain: bool) -> Layout:
-    """The layout that a checkpoint has, from its names; `plain` for LocalVim and Vim."""
-
-    def holds(part: str) -> bool:
-        return any(part in name for name in names)
-
-    if holds(".branches."):
-        return OWN
-    if plain:
-        return VIM if holds(".A_b_log") else LOCALVIM
-    return VMAMBA if holds(".downsample.1.") else LOCALVMAMBA
+def layout_of(names: Collection[str], layouts: Mapping[str, Layout]) -> Layout:
+    """Recognises the layout of a checkpoint: ours, or the first whose key is part of a name."""
+    for part, layout in {".branches.": OWN, **layouts}.items():
+        if any(part in name for name in names):
+            return layout
+    return OWN
 
 
 def source_of(name: str, shape: Sequence[int], layout: Layout) -> Source:
-    """The released tensors that make up the tensor `name` of a model, whose shape is `shape`."""
+    """Returns the released tensors that make up the tensor `name` of a model, of shape `shape`."""
     mixer, _, parameter = name.rpartition(".branches.")
     if parameter in layout.branches:
         each = list(shape[1:])

@@ -8,8 +8,8 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
-from .plain import LocalVim
-from .registry import create_plain, pretrained_cfg
+from .base import pretrained_cfg
+from .localvim import LocalVim, create_localvim
 
 PAPER: dict[str, Any] = {
     "paper_ids": "arXiv:2401.09417",
@@ -33,22 +33,22 @@ MIDCLS = {**VIM, "class_token": True, "global_pool": "token", "merge": "mean"}
 @register_model
 def vim_tiny(pretrained: bool = False, **kwargs: Any) -> LocalVim:
     """Vim-Ti as first published: 7M parameters, 73.1 top-1."""
-    return create_plain("vim_tiny", pretrained, VIM, kwargs)
+    return create_localvim("vim_tiny", pretrained, **{**VIM, **kwargs})
 
 
 @register_model
 def vim_small(pretrained: bool = False, **kwargs: Any) -> LocalVim:
     """Vim-S as first published: 26M parameters, 80.3 top-1."""
-    return create_plain("vim_small", pretrained, {**VIM, "embed_dim": 384}, kwargs)
+    return create_localvim("vim_small", pretrained, **{**VIM, "embed_dim": 384, **kwargs})
 
 
 @register_model
 def vim_tiny_midcls(pretrained: bool = False, **kwargs: Any) -> LocalVim:
     """Vim-Ti, later form: 76.1 top-1."""
-    return create_plain("vim_tiny_midcls", pretrained, MIDCLS, kwargs)
+    return create_localvim("vim_tiny_midcls", pretrained, **{**MIDCLS, **kwargs})
 
 
 @register_model
 def vim_small_midcls(pretrained: bool = False, **kwargs: Any) -> LocalVim:
     """Vim-S, later form."""
-    return create_plain("vim_small_midcls", pretrained, {**MIDCLS, "embed_dim": 384}, kwargs)
+    return create_localvim("vim_small_midcls", pretrained, **{**MIDCLS, "embed_dim": 384, **kwargs})

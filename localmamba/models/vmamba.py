@@ -7,8 +7,9 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
-from .hierarchical import LocalVMamba
-from .registry import create_hierarchical, pretrained_cfg
+from ..layers.mixer import CROSS
+from .base import pretrained_cfg
+from .localvmamba import LocalVMamba, create_localvmamba
 
 CONFIG: dict[str, Any] = {
     "classifier": "head.fc",
@@ -26,24 +27,24 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-VMAMBA: dict[str, Any] = {"directions": ("h", "v", "h_flip", "v_flip"), "scattn": None}
+VMAMBA: dict[str, Any] = {"directions": CROSS, "scattn": None}
 DEEP = {**VMAMBA, "depths": (2, 2, 27, 2)}
 
 
 @register_model
 def vmamba_tiny(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
     """VMamba-T: 22M parameters, 82.2 top-1."""
-    return create_hierarchical("vmamba_tiny", pretrained, VMAMBA, kwargs)
+    return create_localvmamba("vmamba_tiny", pretrained, **{**VMAMBA, **kwargs})
 
 
 @register_model
 def vmamba_small(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
     """VMamba-S: 44M parameters, 83.5 top-1."""
-    return create_hierarchical("vmamba_small", pretrained, DEEP, kwargs)
+    return create_localvmamba("vmamba_small", pretrained, **{**DEEP, **kwargs})
 
 
 @register_model
 def vmamba_base(pretrained: bool = False, **kwargs: Any) -> LocalVMamba:
     """VMamba-B: 75M parameters, 83.7 top-1."""
     arguments = {**DEEP, "embed_dims": (128, 256, 512, 1024)}
-    return create_hierarchical("vmamba_base", pretrained, arguments, kwargs)
+    return create_localvmamba("vmamba_base", pretrained, **{**arguments, **kwargs})

@@ -9,7 +9,11 @@ from torch import nn
 
 from ..layers import DirectionalMixer
 from ..models import LocalVim, LocalVMamba, localvim, localvmamba
-from ..models.registry import create_hierarchical, create_plain, pretrained_cfg
+from ..models.base import pretrained_cfg
+from ..models.loading import PACKAGE_ARGUMENTS
+from ..models.localvim import create_localvim
+from ..models.localvmamba import create_localvmamba
+from ..models.released import RECORD
 from ..ops import CANDIDATES
 from .mixers import SUPERNET_MIXERS, SupernetMixer
 
@@ -97,7 +101,7 @@ def start_from_supernet(model: nn.Module, supernet: nn.Module) -> list[str]:
         if isinstance(module, DirectionalMixer):
             for key in module.branches.state_dict(prefix=f"{name}.branches."):
                 source[key] = source[key][rows[id(module)]]
-    target = model.state_dict()
+    target = {k: v for k, v in model.state_dict().items() if not k.endswith(RECORD)}
     fits = {k for k, v in target.items() if k in source and source[k].shape == v.shape}
     left = [key for key in target if key not in fits]
     foreign = [key for key in left if "head" not in key.split(".")]
@@ -122,6 +126,8 @@ def _shape(state: dict, key: str) -> str:
     return str(list(state[key].shape)) if key in state else "absent"
 
 
+PACKAGE_ARGUMENTS["search"] = make_supernet
+
 default_cfgs = generate_default_cfgs(
     {
         "localvim_search": pretrained_cfg(),
@@ -145,16 +151,15 @@ def _supernet_of(model_class: Callable[..., Model]) -> Callable[..., Model]:
 def _local_vim(
     variant: str, pretrained: bool, arguments: dict[str, Any], overrides: dict[str, Any]
 ) -> LocalVim:
-    arguments = {"directions": CANDIDATES, **arguments}
-    return create_plain(variant, pretrained, arguments, overrides, _supernet_of(LocalVim))
+    arguments = {"directions": CANDIDATES, **arguments, **overrides}
+    return create_localvim(variant, pretrained, _supernet_of(LocalVim), **arguments)
 
 
 def _local_vmamba(
     variant: str, pretrained: bool, arguments: dict[str, Any], overrides: dict[str, Any]
 ) -> LocalVMamba:
-    arguments = {**HIERARCHICAL, **arguments}
-    build = _supernet_of(LocalVMamba)
-    return create_hierarchical(variant, pretrained, arguments, overrides, build)
+    arguments = {**HIERARCHICAL, **arguments, **overrides}
+    return create_localvmamba(variant, pretrained, _supernet_of(LocalVMamba), **arguments)
 
 
 @register_model

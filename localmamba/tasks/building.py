@@ -1,6 +1,5 @@
 """Models by timm's name, for given images and classes."""
 
-import difflib
 from typing import Any
 
 import timm
@@ -9,16 +8,7 @@ from torch import nn
 from localmamba.data import ImageSettings, InputSpec
 from localmamba.layers import DirectionalMixer
 from localmamba.models.directions import DirectionTable
-from localmamba.search import make_supernet
-
-
-def check_model(name: str) -> str:
-    """Returns the name of a model; raises ValueError, with similar names, if timm has none such."""
-    if not timm.is_model(name):
-        known = timm.list_models()
-        close = difflib.get_close_matches(name, known, n=4) or timm.list_models("local*")
-        raise ValueError(f"unknown model {name!r}; did you mean: {', '.join(close)}?")
-    return name
+from localmamba.models.loading import check_model
 
 
 def input_spec(name: str, settings: ImageSettings, channels: int) -> InputSpec:
@@ -68,39 +58,6 @@ def model_arguments(
         **(others or {}),
     }
     return {key: value for key, value in arguments.items() if value is not None}
-
-
-def build_model(name: str, arguments: dict[str, Any], pretrained: bool = False) -> nn.Module:
-    """Makes a model with `timm.create_model`; errors are one line.
-
-    Args:
-        name: timm's name of the model.
-        arguments: Arguments of the model. `img_size` is dropped where the model takes none;
-            `search` makes it a supernet, as `weighted` of `localmamba.search.make_supernet`.
-        pretrained: Whether to start from weights that timm fetches.
-
-    Raises:
-        ValueError: If the name, an argument, the directions or the weights do not fit.
-    """
-    check_model(name)
-    try:
-        model = timm.create_model(
-            name,
-            pretrained=pretrained,
-            **{key: value for key, value in arguments.items() if key != "search"},
-        )
-    except TypeError as error:
-        if "img_size" in str(error) and "img_size" in arguments:
-            others = {key: value for key, value in arguments.items() if key != "img_size"}
-            return build_model(name, others, pretrained)
-        raise ValueError(f"{name}: {_first_line(error)}") from error
-    except (AssertionError, OSError, RuntimeError) as error:
-        raise ValueError(f"{name}: {_first_line(error)}") from error
-    return make_supernet(model, arguments["search"]) if "search" in arguments else model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def model_directions(model: nn.Module) -> list[list[str]]:

@@ -6,15 +6,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
 from localmamba._files import write_atomically
 from localmamba.data import InputSpec
-from localmamba.tasks.building import build_model
-
-KEY = "localmamba"
+from localmamba.models.loading import KEY, load_with_card
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,8 @@ class Card:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, text: str) -> "Card":
-        """Reads `json.dumps(asdict(card))`."""
-        content = json.loads(text)
+    def from_dict(cls, content: Mapping[str, Any]) -> "Card":
+        """The inverse of `asdict(card)`, also after JSON made its tuples lists."""
         spec = content["input"] | {key: tuple(content["input"][key]) for key in ("mean", "std")}
         return cls(**{**content, "input": InputSpec(**spec), "classes": tuple(content["classes"])})
 
@@ -56,30 +52,6 @@ def save_checkpoint(path: Path, model: nn.Module, card: Card) -> None:
 
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:
-    """Reads a model that `save_checkpoint` wrote, in evaluation mode; runs no code of the file.
-
-    Raises:
-        ValueError: If the file is missing, of another kind or cut short.
-    """
-    if not Path(path).is_file():
-        raise ValueError(
-            f"no checkpoint {str(path)!r}; `localmamba train` writes model.safetensors"
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no safetensors file, or cut short ({error})") from None
-    if KEY not in metadata:
-        raise ValueError(
-            f"{path} does not say which model it is; only checkpoints of `localmamba train` do "
-            "(weights of the paper: localmamba.load_released)"
-        )
-    card = Card.from_json(metadata[KEY])
-    model = build_model(card.model, card.arguments)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit {card.model}: {error}") from None
-    return model.eval(), card
+    """Loads a model as `localmamba.load` does, with its card."""
+    model, content = load_with_card(path)
+    return model, Card.from_dict(content)

@@ -13,8 +13,9 @@ from torch import nn
 from localmamba.data import check_trainable, load_source
 from localmamba.data.module import ImageData
 from localmamba.models.directions import DirectionTable
+from localmamba.models.loading import build_model
 from localmamba.search import start_from_supernet
-from localmamba.tasks.building import build_model, input_spec, model_arguments, model_directions
+from localmamba.tasks.building import input_spec, model_arguments, model_directions
 from localmamba.tasks.callbacks import STATE, History, ProgressDisplay, SaveState, check_state
 from localmamba.tasks.checkpoints import Card, load_checkpoint, save_checkpoint
 from localmamba.tasks.classification import Classification

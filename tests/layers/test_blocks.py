@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from localmamba.layers import DropPath, LocalVimBlock, LocalVMambaBlock
-from localmamba.models.hierarchical import Stage
+from localmamba.models.localvmamba import Stage
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

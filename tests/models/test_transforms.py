@@ -100,3 +100,27 @@ def test_a_model_cast_to_bfloat16(name: str) -> None:
     out = model.bfloat16()(x.bfloat16())
     assert out.dtype == torch.bfloat16
     assert (out.float() - expected).norm() < 0.1 * expected.norm()
+
+
+FAMILIES = {
+    "localvim": ("localvim_demo", {"patch_size": 2}),
+    "localvmamba": ("localvmamba_demo", {}),
+    "vim": ("localvim_demo", {"directions": ["h", "h_flip"], "scattn": "none"}),
+    "vim_midcls": ("localvim_demo", {"class_token": True, "merge": "mean"}),
+    "vmamba": ("localvmamba_demo", {"directions": ["h", "v"], "scattn": "none"}),
+}
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_exports_with_free_batch_height_and_width(family: str, padded: bool) -> None:
+    """Whether or not the example was padded, the program takes sizes that are and that are not."""
+    name, kwargs = FAMILIES[family]
+    model, free = demo(name, **kwargs), torch.export.Dim.DYNAMIC
+    x = torch.randn(2, 3, 37, 26) if padded else torch.randn(2, 3, 32, 24)
+    shapes = ({0: free, 2: free, 3: free},)
+    program = torch.export.export(model, (x,), dynamic_shapes=shapes).module()
+    for size in ((3, 3, 16, 24), (1, 3, 40, 64), (5, 3, 33, 17)):
+        y = torch.randn(size)
+        torch.testing.assert_close(program(y), model(y))

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from localmamba.data import InputSpec
-from localmamba.tasks.building import build_model
+from localmamba.models.loading import build_model
 from localmamba.tasks.checkpoints import KEY, Card, load_checkpoint, save_checkpoint
 
 ARGUMENTS = {

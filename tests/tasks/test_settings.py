@@ -6,8 +6,9 @@ import torch
 import yaml
 
 from localmamba.data import ImageSettings, InputSpec
+from localmamba.models.loading import build_model
 from localmamba.recipes import default_recipe, find_recipe, list_recipes, load_recipe
-from localmamba.tasks.building import build_model, input_spec, model_arguments, model_directions
+from localmamba.tasks.building import input_spec, model_arguments, model_directions
 from localmamba.tasks.job import TrainingJob
 from localmamba.tasks.optimization import make_optimizer, make_schedule, rate_at
 from localmamba.tasks.settings import Hardware, TrainingSettings
