@@ -5,7 +5,7 @@ afterwards, so that a result does not depend on the number of threads.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ def _shape_of(y: Tensor, eps: float) -> _Shape:
 
 
 def _run(
-    kernel: Callable, y: Tensor, shape: _Shape, cost: int, scratch_rows: int, *arguments: Rows
+    kernel: Callable, y: Tensor, shape: _Shape, cost: int, scratch_rows: int, *arguments: Any
 ) -> None:
     """Runs a kernel on the blocks of all images, with scratch memory for each thread."""
     scratch = scratch_rows * LANES * -(-shape.channels // LANES)

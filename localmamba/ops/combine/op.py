@@ -196,7 +196,9 @@ _register(
         kernel=_scattn_backward,
         fake=lambda dout, means, weights, reduced, *args: empty_gradients(args[:10]),
         reference=present_gradients(
-            lambda *args: reference.scattn_backward(*args[:4], SCAttnInputs(*args[4:]))
+            lambda dout, means, weights, reduced, *args: reference.scattn_backward(
+                dout, means, weights, reduced, SCAttnInputs(*args)
+            )
         ),
         dispatch_on=4,
     ),

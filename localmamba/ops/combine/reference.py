@@ -117,7 +117,11 @@ def combine_forward(inputs: CombineInputs) -> Tensor:
 
 def combine_backward(dout: Tensor, inputs: CombineInputs) -> list[Tensor | None]:
     """Computes the gradients of the six tensors."""
-    return vjp(lambda *x: combine_directions_reference(*x, inputs.eps), inputs[:-1], dout)
+
+    def forward(*tensors: Tensor | None) -> Tensor:
+        return combine_forward(CombineInputs._make((*tensors, inputs.eps)))
+
+    return vjp(forward, inputs[:-1], dout)
 
 
 def weights_forward(means: Tensor, parameters: SCAttnParameters) -> tuple[Tensor, Tensor]:
@@ -130,7 +134,7 @@ def weights_forward(means: Tensor, parameters: SCAttnParameters) -> tuple[Tensor
 
 def weights_backward(
     dweights: Tensor, means: Tensor, weights: Tensor, reduced: Tensor, parameters: SCAttnParameters
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor | None, list[Tensor | None]]:
     """Computes the gradients of the means and of the six parameters."""
     del weights, reduced
 
@@ -153,4 +157,8 @@ def scattn_backward(
 ) -> list[Tensor | None]:
     """Computes the gradients of the ten tensors of `scattn_combine`."""
     del means, weights, reduced
-    return vjp(lambda *x: scattn_forward(SCAttnInputs(*x, *inputs[10:]))[0], inputs[:10], dout)
+
+    def forward(*tensors: Tensor | None) -> Tensor:
+        return scattn_forward(SCAttnInputs._make((*tensors, *inputs[10:])))[0]
+
+    return vjp(forward, inputs[:10], dout)
