@@ -238,7 +238,7 @@ def run_scattn_backward(
     else:
         saved = tuple(x.float() for x in saved)
     found = kernels_of("scattn_combine", backend).backward(
-        gradient, *inputs.values(), *saved, gate_first, eps, eps
+        gradient, *saved, *inputs.values(), gate_first, eps, eps
     )
     pairs = zip(inputs, found, strict=True)
     return {f"d{name}": g for name, g in pairs if g is not None}

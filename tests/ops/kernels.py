@@ -2,12 +2,14 @@
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+
+from localmamba.ops.combine.reference import CombineInputs, SCAttnInputs, SCAttnParameters
 
 OPERATORS = {
     "selective_scan": ("selective_scan", "scan_forward", "scan_backward"),
@@ -20,6 +22,13 @@ OPERATORS = {
     "residual_norm": ("residual_norm", "forward", "backward"),
 }
 """The folder of each op, and the names of its host functions in `reference`, `cpu` and `cuda`."""
+
+PACKED = {
+    "combine_directions": CombineInputs,
+    "scattn_weights": SCAttnParameters,
+    "scattn_combine": SCAttnInputs,
+}
+"""The type of the last argument of an op's host functions, where it holds several inputs."""
 
 
 @cache
@@ -34,7 +43,16 @@ def kernels_of(op: str, backend: str) -> SimpleNamespace:
         return {"triton": _triton_scan, "cuda_cpp": _cuda_cpp_scan}[backend]()
     folder, forward, backward = OPERATORS[op]
     module = importlib.import_module(f"localmamba.ops.{folder}.{backend}")
-    return SimpleNamespace(forward=getattr(module, forward), backward=getattr(module, backward))
+    pack = _pack(PACKED[op]) if op in PACKED else lambda function: function
+    return SimpleNamespace(
+        forward=pack(getattr(module, forward)), backward=pack(getattr(module, backward))
+    )
+
+
+def _pack(fields: type) -> Callable[[Callable], Callable]:
+    """Lets a host function take the fields of its last argument one by one."""
+    count = len(fields._fields)
+    return lambda function: lambda *args: function(*args[:-count], fields(*args[-count:]))
 
 
 def _triton_scan() -> SimpleNamespace:

@@ -26,23 +26,29 @@ from .._common.row_math import (
     put_row,
     take_row,
 )
-from .._common.rows import Rows, floats, row, rows, whole_vectors
+from .._common.rows import Rows, floats, row, rows
 from .._common.threads import run
 from .._common.vectors import LANES, VECTOR_BYTES, draw, load_float, store_float
 from .reference import CombineInputs, SCAttnInputs, SCAttnParameters
+from .reference import weights_forward as weights_forward
 
 _POOL_COST, _COMBINE_COST = 12, 6
 """Vector operations per vector of y, forward; backward takes about twice as many."""
 
 
 class _Shape(NamedTuple):
-    """Sizes that the kernels take: `tokens` are split into `blocks` of `block`."""
+    """Sizes that the kernels take: `tokens` are split into `blocks` of `block`.
+
+    A row of `channels` takes `vectors` and `row_bytes` of scratch memory.
+    """
 
     tokens: int
     blocks: int
     block: int
     directions: int
     channels: int
+    vectors: int
+    row_bytes: int
     eps: float
 
 
@@ -63,24 +69,24 @@ class _CombineRows(NamedTuple):
 
 def _shape_of(y: Tensor, eps: float) -> _Shape:
     directions, tokens, channels = y.shape[1:]
-    block = max(16, -(-tokens // 64))
-    return _Shape(tokens, -(-tokens // block), block, directions, channels, eps)
+    block, vectors = max(16, -(-tokens // 64)), -(-channels // LANES)
+    blocks, row_bytes = -(-tokens // block), vectors * VECTOR_BYTES
+    return _Shape(tokens, blocks, block, directions, channels, vectors, row_bytes, eps)
 
 
 def _run(
     kernel: Callable, y: Tensor, shape: _Shape, cost: int, scratch_rows: int, *arguments: Any
 ) -> None:
     """Runs a kernel on the blocks of all images, with scratch memory for each thread."""
-    scratch = scratch_rows * LANES * -(-shape.channels // LANES)
-    run(kernel, y.shape[0] * shape.blocks, y.numel() // LANES * cost, scratch, shape, *arguments)
+    tasks, operations = y.shape[0] * shape.blocks, y.numel() // LANES * cost
+    run(kernel, tasks, operations, scratch_rows * LANES * shape.vectors, shape, *arguments)
 
 
 @kernel
 @no_type_check
 def _pool_forward_kernel(counter, tasks, scratch, shape, y, z, sums):
     """Writes the sums over a block's tokens. Scratch rows: gate, y and K sums."""
-    channels, vectors = shape.channels, whole_vectors(shape.channels)
-    size = vectors * VECTOR_BYTES
+    channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
     gates, x, parts = scratch, scratch + size, scratch + 2 * size
     task = draw(counter)
     while task < tasks:
@@ -118,8 +124,7 @@ def _pool_backward_kernel(counter, tasks, scratch, shape, y, z, dnormed, onto, d
 
     `dnormed` is the gradient of the normalized y, the same at every token. Six scratch rows.
     """
-    channels, vectors = shape.channels, whole_vectors(shape.channels)
-    size = vectors * VECTOR_BYTES
+    channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
     gates, gate_grads, value = scratch, scratch + size, scratch + 2 * size
     x, g, dgate = value + size, value + 2 * size, value + 3 * size
     fill_row(1.0, vectors, gates)
@@ -168,8 +173,7 @@ def pool_backward(
 @no_type_check
 def _take_weights(inputs, b, shape, to):
     """Copies an image's channel weights to scratch memory, or ones; then the norm's parameters."""
-    channels, vectors = shape.channels, whole_vectors(shape.channels)
-    size = vectors * VECTOR_BYTES
+    channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
     for k in range(shape.directions):
         if inputs.channel_weights.base:
             take_row(row(inputs.channel_weights, b, k, 0), channels, to + k * size)
@@ -189,8 +193,7 @@ def _token_weight(weights, b, k, token):
 @inline
 @no_type_check
 def _weighted_sum(inputs, b, token, shape, weights, value, to):
-    channels, vectors = shape.channels, whole_vectors(shape.channels)
-    size = vectors * VECTOR_BYTES
+    channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
     fill_row(0.0, vectors, to)
     for k in range(shape.directions):
         take_row(row(inputs.y, b, k, token), channels, value)
@@ -202,8 +205,7 @@ def _weighted_sum(inputs, b, token, shape, weights, value, to):
 @no_type_check
 def _combine_forward_kernel(counter, tasks, scratch, shape, inputs, out):
     """Writes the result. Scratch rows: gate, y, sum, channel weights, norm weight and bias."""
-    channels, vectors = shape.channels, whole_vectors(shape.channels)
-    size = vectors * VECTOR_BYTES
+    channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
     gates, value, x = scratch, scratch + size, scratch + 2 * size
     weights = scratch + 3 * size
     norm_weight = weights + shape.directions * size
@@ -246,8 +248,7 @@ def combine_forward(inputs: CombineInputs) -> Tensor:
 @no_type_check
 def _gate_and_norm_backward(b, token, shape, inputs, gradients, scratch, weights, parts, g):
     """Replaces the gradient of the result, in `g`, by that of the weighted sum."""
-    channels, vectors = shape.channels, whole_vectors(shape.channels)
-    size = vectors * VECTOR_BYTES
+    channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
     gates, dz, value = scratch, scratch + size, scratch + 2 * size
     x, normed = scratch + 3 * size, scratch + 4 * size
     norm_weight, scale = weights + shape.directions * size, ONE
@@ -278,8 +279,7 @@ def _gate_and_norm_backward(b, token, shape, inputs, gradients, scratch, weights
 @no_type_check
 def _sum_backward(b, token, shape, inputs, gradients, weights, parts, value, g):
     """Computes the gradients of y and its weights from that of the weighted sum, in `g`."""
-    channels, vectors = shape.channels, whole_vectors(shape.channels)
-    size = vectors * VECTOR_BYTES
+    channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
     for k in range(shape.directions):
         factor = _token_weight(inputs.token_weights, b, k, token)
         take_row(row(inputs.y, b, k, token), channels, value)
@@ -299,8 +299,7 @@ def _combine_backward_kernel(counter, tasks, scratch, shape, inputs, dout, gradi
 
     Scratch rows: six of a token; channel weights, norm weight and bias; sums of their gradients.
     """
-    channels, vectors = shape.channels, whole_vectors(shape.channels)
-    size = vectors * VECTOR_BYTES
+    channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
     value, g, weights = scratch + 2 * size, scratch + 5 * size, scratch + 6 * size
     parts = weights + (shape.directions + 2) * size
     task = draw(counter)
@@ -349,31 +348,20 @@ def combine_backward(dout: Tensor, inputs: CombineInputs) -> list[Tensor | None]
     return in_dtypes((dy, dchannel, dtoken, dz, *dnorm), given)
 
 
-def _pooled(means: Tensor, parameters: SCAttnParameters) -> Tensor:
-    """Applies the affine part of the pooling's norm, [B * K, D]."""
-    return torch.addcmul(parameters.pool_bias, means, parameters.pool_weight).flatten(0, -2)
-
-
-def weights_forward(means: Tensor, parameters: SCAttnParameters) -> tuple[Tensor, Tensor]:
-    pooled = _pooled(means, parameters)
-    reduced = torch.addmm(parameters.reduce_bias, pooled, parameters.reduce_weight.t())
-    logits = torch.addmm(parameters.select_bias, F.gelu(reduced), parameters.select_weight.t())
-    return torch.sigmoid_(logits).view_as(means), reduced.unflatten(0, means.shape[:-1])
-
-
 def weights_backward(
     dweights: Tensor, means: Tensor, weights: Tensor, reduced: Tensor, parameters: SCAttnParameters
 ) -> tuple[Tensor, list[Tensor]]:
-    rows = reduced.flatten(0, -2)
+    pooled = torch.addcmul(parameters.pool_bias, means, parameters.pool_weight).flatten(0, -2)
+    reduced = reduced.flatten(0, -2)
     dlogits = (dweights * weights * (1 - weights)).flatten(0, -2)
-    dreduced = torch.ops.aten.gelu_backward(dlogits @ parameters.select_weight, rows)
+    dreduced = torch.ops.aten.gelu_backward(dlogits @ parameters.select_weight, reduced)
     dpooled = (dreduced @ parameters.reduce_weight).view_as(means)
     return dpooled * parameters.pool_weight, [
         (dpooled * means).sum((0, 1)),
         dpooled.sum((0, 1)),
-        dreduced.t() @ _pooled(means, parameters),
+        dreduced.t() @ pooled,
         dreduced.sum(0),
-        dlogits.t() @ F.gelu(rows),
+        dlogits.t() @ F.gelu(reduced),
         dlogits.sum(0),
     ]
 

@@ -29,12 +29,11 @@ from norm_cases import (
     norm_arguments,
 )
 from ops.helpers import LAYOUTS, random
+from ops.kernels import kernels_of
 
 from localmamba.ops._common.partials import sum_partials
 from localmamba.ops._common.tiles import WIDTH, tiling
 from localmamba.ops.causal_conv import cuda as conv
-from localmamba.ops.combine import cuda as kernels
-from localmamba.ops.combine.cuda_select_backward import backward_of_parts
 from localmamba.ops.depthwise_conv import cuda as depthwise_conv
 from localmamba.ops.residual_norm import cuda as norm
 from localmamba.ops.residual_norm.row_pieces import row_tile
@@ -228,12 +227,13 @@ def test_linear_layers_of_scattn_of_hostile_memory(layout):
 @pytest.mark.parametrize("parts", [3, 11])
 def test_linear_layers_of_scattn_add_up_a_gradient_in_parts(parts):
     gradient, tensors = weights_arguments((5, 4), 100, 12)
+    kernels = kernels_of("scattn_weights", "cuda")
     means, *parameters = tensors.values()
-    weights, reduced = kernels.weights_forward(means, *parameters)
+    weights, reduced = kernels.forward(means, *parameters)
     split = random(5, 4, parts, 100)
     split[:, :, 0] += gradient - split.sum(2)
-    dmeans, _ = backward_of_parts(split, means, weights, reduced, parameters)
-    truth, _ = kernels.weights_backward(gradient, means, weights, reduced, *parameters)
+    dmeans, _ = kernels.backward(split, means, weights, reduced, *parameters)
+    truth, _ = kernels.backward(gradient, means, weights, reduced, *parameters)
     torch.testing.assert_close(dmeans, truth)
 
 
@@ -287,17 +287,20 @@ def test_pooling_and_merging_of_no_images():
 
 def test_without_eps_rows_past_the_end_do_not_count():
     gradient, tensors, _ = merge_arguments(15, 6, ("channel", "norm"), torch.float32)
-    assert kernels.pool_forward(tensors["y"], None, 0.0).isfinite().all()
-    gradients = kernels.combine_backward(gradient, *tensors.values(), 0.0)
+    pool = kernels_of("pool_directions", "cuda")
+    assert pool.forward(tensors["y"], None, 0.0).isfinite().all()
+    backward = kernels_of("combine_directions", "cuda").backward
+    gradients = backward(gradient, *tensors.values(), 0.0)
     assert all(g is None or g.isfinite().all() for g in gradients)
-    gradients = kernels.pool_backward(random(2, 3, 6), tensors["y"], None, 0.0)
+    gradients = pool.backward(random(2, 3, 6), tensors["y"], None, 0.0)
     assert all(g is None or g.isfinite().all() for g in gradients)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_sums_and_norms_saturate_in_float16():
     large = torch.full((1, 2, 3, 4), 4e4, dtype=torch.float16)
-    total = kernels.combine_forward(large, None, None, None, None, None, EPS)
+    forward = kernels_of("combine_directions", "cuda").forward
+    total = forward(large, None, None, None, None, None, EPS)
     assert (total == 65504).all()
     weight = torch.full((4,), 1e5)
     normed, _ = norm.forward(
@@ -310,7 +313,8 @@ def test_gradients_in_float16_overflow():
     """An infinity tells a gradient scaler to take a smaller scale; the largest number would not."""
     large = torch.full((1, 3, 4, 5), 6e4, dtype=torch.float16)
     weights, ones = torch.full((1, 3, 5), 4.0), torch.ones_like(large)
-    dy, *_ = kernels.combine_backward(large[:, 0], ones, weights, None, None, None, None, 1e-5)
+    backward = kernels_of("combine_directions", "cuda").backward
+    dy, *_ = backward(large[:, 0], ones, weights, None, None, None, None, 1e-5)
     assert dy.isinf().all()
     dx, *_ = depthwise_conv.backward(large, ones, torch.full((5, 1, 3, 3), 3.0), None)
     assert dx.isinf().all()
