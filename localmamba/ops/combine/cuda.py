@@ -51,17 +51,8 @@ from .._common.triton_math import (
     unit_stride,
 )
 from .reference import CombineInputs, SCAttnInputs
-from .scattn_cuda import weights_backward, weights_forward
-
-__all__ = [
-    "combine_backward",
-    "combine_forward",
-    "pool_backward",
-    "pool_forward",
-    "scattn_backward",
-    "weights_backward",
-    "weights_forward",
-]
+from .scattn_cuda import weights_backward
+from .scattn_cuda import weights_forward as weights_forward
 
 _POOL_TOKENS, _COMBINE_TOKENS, _SUM_BACKWARD_TOKENS, _Y_BACKWARD_TOKENS = 16, 4, 16, 4
 """Tokens per program: 16 where it stores partial sums over them; where it stores only rows, 4,
@@ -74,7 +65,7 @@ share the gradient of the sum."""
 
 @lru_cache(maxsize=256)
 def _blocks(
-    directions: int, length: int, channels: int, tokens: int, chunk_size: int, tile: int
+    directions: int, length: int, channels: int, tokens: int, prefetch: int, tile: int
 ) -> tuple[int, dict[str, int]]:
     """Returns the blocks of tokens per image, and the constants of a kernel over them.
 
@@ -83,10 +74,10 @@ def _blocks(
         length: L.
         channels: D.
         tokens: Tokens per program, unless a tile has more.
-        chunk_size: Directions whose loads are in flight together.
+        prefetch: Directions prefetched per tile.
         tile: Elements of a tile.
     """
-    tiles = tiling(directions, channels, chunk_size, tile)
+    tiles = tiling(directions, channels, prefetch, tile)
     tokens = max(tokens, tiles.tokens)
     constants = {"K": directions, "D": channels, "TOKENS": tokens, **tiles.arguments()}
     return cdiv(length, tokens), constants
@@ -155,8 +146,8 @@ def pool_forward(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
     z = z if z is None else unit_stride(z)
     batch, directions, length, channels = y.shape
     # Two directions of a program share the gate; without one, they have nothing to share.
-    chunk_size, tile = (1, TILE) if z is None else (2, SMALL_TILE)
-    blocks, constants = _blocks(directions, length, channels, _POOL_TOKENS, chunk_size, tile)
+    prefetch, tile = (1, TILE) if z is None else (2, SMALL_TILE)
+    blocks, constants = _blocks(directions, length, channels, _POOL_TOKENS, prefetch, tile)
     sums = torch.empty((batch, directions, blocks, channels), dtype=torch.float32, device=y.device)
     if y.numel() > 0:
         with device_of(y):
@@ -245,36 +236,30 @@ def combine_forward(inputs: CombineInputs) -> Tensor:
 
 @triton.jit
 @no_type_check
-def _gate_backward(b_g, b_normed, b_z, p_dz, m):
-    """Computes the gradient of the gated rows; stores that of the gate."""
-    b_gate = sigmoid(b_z)
-    tl.store(p_dz, b_g * b_normed * silu_slope(b_z, b_gate), mask=m)
-    return b_g * (b_z * b_gate)
-
-
-@triton.jit
-@no_type_check
 def _gate_and_norm_backward(
-    b_sum, b_g, b_z, norm_weight, norm_bias, dz, o_out, o_t, o_d, m_t, D: tl.constexpr, eps
+    b_sum, b_g, b_z, norm_weight, norm_bias, p_dz, o_t, o_d, m_t, D: tl.constexpr, eps
 ):  # fmt: skip
-    """Computes the gradient of the sum, and rows of those of the norm's weight and bias."""
+    """Computes rows of the gradients of the sum and the norm's parameters; stores that of z."""
     if norm_weight is not None:
         centred, b_rstd = centred_rows(b_sum, o_d, m_t, D, eps)
     gradients, dweight, dbias = (), (), ()
     for i in tl.static_range(len(o_d)):
         m = m_t & (o_d[i] < D)
-        b_piece, b_xhat = b_g[i].to(tl.float32), b_sum[i]
+        b_tile, b_xhat = b_g[i].to(tl.float32), b_sum[i]
         b_normed, b_weight = b_xhat, 1.0
         if norm_weight is not None:
             b_xhat = centred[i] * b_rstd
             b_weight = load(_per_token(norm_weight + o_d[i], o_t), m)
             b_normed = b_xhat * b_weight + load(_per_token(norm_bias + o_d[i], o_t), m)
-        if dz is not None:
-            p_dz = dz + o_out + o_d[i]
-            b_piece = _gate_backward(b_piece, b_normed, b_z[i].to(tl.float32), p_dz, m)
-        dweight += (b_piece * b_xhat,)
-        dbias += (b_piece,)
-        gradients += (b_piece * b_weight,)
+        if p_dz is not None:
+            b_zi = b_z[i].to(tl.float32)
+            b_gate = sigmoid(b_zi)
+            b_dz = b_tile * b_normed * silu_slope(b_zi, b_gate)
+            tl.store(p_dz + o_d[i], b_dz, mask=m)
+            b_tile = b_tile * (b_zi * b_gate)
+        dweight += (b_tile * b_xhat,)
+        dbias += (b_tile,)
+        gradients += (b_tile * b_weight,)
     if norm_weight is not None:
         gradients = norm_gradient(gradients, centred, b_rstd, 1.0, D)
     return gradients, dweight, dbias
@@ -306,8 +291,9 @@ def sum_backward_kernel(
             y, channel_weights, token_weights, i_b, o_t, o_d, m_t, length,
             K, D, BK, PIECES, PARTS, BT,
         )  # fmt: skip
+        p_dz = dz + o_out if dz is not None else None
         b_dsum, b_dweight, b_dbias = _gate_and_norm_backward(
-            b_sum, b_g, b_z, norm_weight, norm_bias, dz, o_out, o_t, o_d, m_t, D, eps
+            b_sum, b_g, b_z, norm_weight, norm_bias, p_dz, o_t, o_d, m_t, D, eps
         )
         dweight = add_rows(dweight, b_dweight)
         dbias = add_rows(dbias, b_dbias)
@@ -364,10 +350,10 @@ def channel_weights_backward_kernel(
         added = ()
         for k in tl.static_range(BK):
             o_row = (i_bk + k) * length + o_t
-            m_k = _per_token(k, o_t) < left
-            b_y = load(y + o_row * channels + o_d, m & m_k)
+            b_y = load(y + o_row * channels + o_d, m & (_per_token(k, o_t) < left))
             if token_weights is not None:
-                b_y *= load(token_weights + o_row, (o_t < length) & m_k)
+                m_token = (o_t < length) & (_per_token(k, o_t) < left)
+                b_y *= load(token_weights + o_row, m_token)
             added += (products[k] + b_y * b_sum,)
         products = added
     for k in tl.static_range(BK):
@@ -383,10 +369,10 @@ def _channel_weights_backward(dsum: Tensor, y: Tensor, token_weights: Tensor | N
     shape = (batch, directions, blocks, channels)
     dchannel = torch.empty(shape, device=y.device, dtype=torch.float32)
     programs = cdiv(channels, _WEIGHTS_CHANNELS) * blocks * batch
-    chunk_size = min(directions, _WEIGHTS_DIRECTIONS)
-    channel_weights_backward_kernel[(programs, cdiv(directions, chunk_size))](
+    prefetch = min(directions, _WEIGHTS_DIRECTIONS)
+    channel_weights_backward_kernel[(programs, cdiv(directions, prefetch))](
         dsum, y, token_weights, dchannel, *token_strides(dsum), length, channels, blocks,
-        K=directions, TOKENS=_WEIGHTS_TOKENS, BK=chunk_size, BT=4, BD=_WEIGHTS_CHANNELS,
+        K=directions, TOKENS=_WEIGHTS_TOKENS, BK=prefetch, BT=4, BD=_WEIGHTS_CHANNELS,
         num_warps=1,
     )  # fmt: skip
     return dchannel
@@ -528,14 +514,13 @@ def scattn_backward(
     dout: Tensor, means: Tensor, weights: Tensor, reduced: Tensor, inputs: SCAttnInputs
 ) -> list[Tensor | None]:
     dout, contiguous = unit_stride(dout), _contiguous(inputs.combine_inputs(weights))
-    y, weights, _, z, *_ = contiguous
+    y, channel, _, z, *_ = contiguous
     with device_of(y):
         dsum, dz, *dnorm = _sum_backward(dout, contiguous)
         dweights = _channel_weights_backward(dsum, y, None)
-        dmeans, dparameters = weights_backward(
-            dweights, means, weights, reduced, inputs.parameters()
-        )
+        parameters = inputs.parameters()
+        dmeans, dparameters = weights_backward(dweights, means, weights, reduced, parameters)
         gate, dgate = (z, dz) if inputs.gate_first else (None, None)
-        dy, _, dgate = _y_backward(y, dsum, weights, None, dmeans, gate, dgate, inputs.pool_eps)
+        dy, _, dgate = _y_backward(y, dsum, channel, None, dmeans, gate, dgate, inputs.pool_eps)
     dz = dgate if inputs.gate_first else dz
     return in_dtypes((dy, dz, *dparameters, *dnorm), inputs[:10])
