@@ -236,6 +236,15 @@ def combine_forward(inputs: CombineInputs) -> Tensor:
 
 @triton.jit
 @no_type_check
+def _gate_backward(b_g, b_normed, b_z, p_dz, m):
+    """Computes the gradient of the gated rows; stores that of the gate."""
+    b_gate = sigmoid(b_z)
+    tl.store(p_dz, b_g * b_normed * silu_slope(b_z, b_gate), mask=m)
+    return b_g * (b_z * b_gate)
+
+
+@triton.jit
+@no_type_check
 def _gate_and_norm_backward(
     b_sum, b_g, b_z, norm_weight, norm_bias, p_dz, o_t, o_d, m_t, D: tl.constexpr, eps
 ):  # fmt: skip
@@ -252,11 +261,7 @@ def _gate_and_norm_backward(
             b_weight = load(_per_token(norm_weight + o_d[i], o_t), m)
             b_normed = b_xhat * b_weight + load(_per_token(norm_bias + o_d[i], o_t), m)
         if p_dz is not None:
-            b_zi = b_z[i].to(tl.float32)
-            b_gate = sigmoid(b_zi)
-            b_dz = b_tile * b_normed * silu_slope(b_zi, b_gate)
-            tl.store(p_dz + o_d[i], b_dz, mask=m)
-            b_tile = b_tile * (b_zi * b_gate)
+            b_tile = _gate_backward(b_tile, b_normed, b_z[i].to(tl.float32), p_dz + o_d[i], m)
         dweight += (b_tile * b_xhat,)
         dbias += (b_tile,)
         gradients += (b_tile * b_weight,)
