@@ -17,8 +17,8 @@ from scan_gpu import SHAPES
 from torch import Tensor
 
 from localmamba.ops import cuda as kernels
-from localmamba.ops.cuda.channel_weights import channel_weights_parts
-from localmamba.ops.cuda.join_backward import _branch_backward, _sum_backward
+from localmamba.ops.combine import cuda as combine
+from localmamba.ops.combine.reference import CombineInputs
 
 DIRECTIONS = 4
 EPS = 1e-5
@@ -90,21 +90,22 @@ def joins(batch: int, tokens: int, channels: int, gate_first: bool, dtype: torch
     first, last = (z, None) if gate_first else (None, z)
     norm = (None, None) if gate_first else (random(channels), random(channels))
     gates, outputs = (0 if gate_first else size(z)), size(y)
+    inputs = CombineInputs(y, weights, None, last, *norm, EPS)
     timed: Timed = {
-        "pool": (lambda: kernels.pool_forward(y, first, EPS), outputs + size(z) - gates),
-        "merge": (
-            lambda: kernels.merge_forward(y, weights, None, last, *norm, EPS),
-            outputs + size(z) + gates,
+        "pool": (lambda: combine.pool_forward(y, first, EPS), outputs + size(z) - gates),
+        "combine": (lambda: combine.combine_forward(inputs), outputs + size(z) + gates),
+        "channel weights": (
+            lambda: combine._channel_weights_backward(dsum, y, None),
+            outputs + size(dsum),
         ),
-        "channel weights": (lambda: channel_weights_parts(dsum, y, None), outputs + size(dsum)),
-        "branch backward": (
-            lambda: _branch_backward(y, dsum, weights, None, dmeans, first, None, EPS),
+        "y backward": (
+            lambda: combine._y_backward(y, dsum, weights, None, dmeans, first, None, EPS),
             2 * outputs + size(dsum) + 2 * (size(z) - gates),
         ),
     }
     if not gate_first:  # without norm and gate, the sum's gradient is given
         timed["sum backward"] = (
-            lambda: _sum_backward(dsum, y, weights, None, last, *norm, EPS),
+            lambda: combine._sum_backward(dsum, inputs),
             outputs + 2 * size(dsum) + 2 * gates,
         )
     return timed

@@ -5,7 +5,6 @@ ones, on a GPU (tests/cuda). Letters: localmamba/ops/README.md.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from ops.helpers import (
@@ -15,9 +14,9 @@ from ops.helpers import (
     random,
     relative_error,
 )
+from ops.kernels import kernels_of
 from torch import Tensor
 
-from localmamba.ops import reference_backend
 from localmamba.ops.scan_orders import index_table
 
 Inputs = dict[str, Tensor | None]
@@ -123,15 +122,15 @@ def merge_arguments(
     return gradient_layout(gradient), laid_out, (EPS,)
 
 
-def run_kernels(kernels: Any, op: str, gradient: Tensor, tensors: Inputs, rest: tuple) -> Named:
-    """Output and gradients, by name, of a pair of kernels `<op>_forward`, `<op>_backward`."""
-    forward, backward = (getattr(kernels, f"{op}_{way}") for way in ("forward", "backward"))
-    if op == "scan":
-        output, states = forward(*tensors.values(), *rest, True)
-        gradients = backward(gradient, *tensors.values(), *rest, states)
+def run_kernels(op: str, backend: str, gradient: Tensor, tensors: Inputs, rest: tuple) -> Named:
+    """Returns the output and the gradients of an op's kernels, by name."""
+    kernels = kernels_of(op, backend)
+    if op == "selective_scan":
+        output, states = kernels.forward(*tensors.values(), *rest, True)
+        gradients = kernels.backward(gradient, *tensors.values(), *rest, states)
     else:
-        output = forward(*tensors.values(), *rest)
-        gradients = backward(gradient, *tensors.values(), *rest)
+        output = kernels.forward(*tensors.values(), *rest)
+        gradients = kernels.backward(gradient, *tensors.values(), *rest)
     pairs = zip(tensors, gradients, strict=True)
     return {"output": output, **{f"d{name}": x for name, x in pairs if x is not None}}
 
@@ -150,24 +149,24 @@ def assert_close(results: Named, truths: Named, dtype: torch.dtype) -> None:
 
 
 def check_kernels(
-    kernels: Any, op: str, gradient: Tensor, tensors: Inputs, rest: tuple, dtype: torch.dtype
+    op: str, backend: str, gradient: Tensor, tensors: Inputs, rest: tuple, dtype: torch.dtype
 ) -> None:
-    """Holds an op's output and its gradients, by name, against the float64 reference.
+    """Compares an op's output and its gradients, by name, with the float64 reference.
 
     Args:
-        kernels: What has `<op>_forward` and `<op>_backward`, see localmamba/ops/backends.py.
-        op: `scan`, `conv`, `depthwise`, `pool` or `merge`.
-        gradient: Of the output.
+        op: A key of `ops.kernels.OPERATORS`.
+        backend: See `ops.kernels.kernels_of`.
+        gradient: The gradient of the output.
         tensors: The op's differentiable inputs in order; None where an optional one is left out.
         rest: Its other arguments.
-        dtype: Whose tolerance holds.
+        dtype: Chooses the tolerance.
     """
-    results = run_kernels(kernels, op, gradient, tensors, rest)
+    results = run_kernels(op, backend, gradient, tensors, rest)
     for name, x in tensors.items():
         found = results.get(f"d{name}")
         assert (found is None) == (x is None), name
         assert x is None or found.dtype == x.dtype, name
-    truths = run_kernels(reference_backend, op, gradient.double(), in_float64(tensors), rest)
+    truths = run_kernels(op, "reference", gradient.double(), in_float64(tensors), rest)
     assert_close(results, truths, dtype)
 
 
@@ -176,7 +175,7 @@ SCATTN = (
 )  # fmt: skip
 
 
-def select_arguments(
+def weights_arguments(
     rows: tuple[int, ...],
     channels: int,
     width: int,
@@ -194,23 +193,24 @@ def select_arguments(
     return layout(random(*rows, channels, seed=9).to(device)), laid_out
 
 
-def run_select(kernels: Any, gradient: Tensor, tensors: Inputs) -> Named:
-    """What SCAttn's linear layers answer, and their gradients, by name."""
+def run_weights(backend: str, gradient: Tensor, tensors: Inputs) -> Named:
+    """Returns SCAttn's channel weights and their gradients, by name."""
+    kernels = kernels_of("scattn_weights", backend)
     means, *parameters = tensors.values()
-    weights, reduced = kernels.select_forward(means, *parameters)
-    dmeans, gradients = kernels.select_backward(gradient, means, weights, reduced, *parameters)
+    weights, reduced = kernels.forward(means, *parameters)
+    dmeans, gradients = kernels.backward(gradient, means, weights, reduced, *parameters)
     found = zip(tensors, (dmeans, *gradients), strict=True)
     return {"weights": weights, "reduced": reduced, **{f"d{name}": x for name, x in found}}
 
 
-def check_select(kernels: Any, gradient: Tensor, tensors: Inputs) -> None:
-    """Holds them, by name, against the float64 reference."""
-    truths = run_select(reference_backend, gradient.double(), in_float64(tensors))
-    assert_close(run_select(kernels, gradient, tensors), truths, torch.float32)
+def check_weights(backend: str, gradient: Tensor, tensors: Inputs) -> None:
+    """Compares them, by name, with the float64 reference."""
+    truths = run_weights("reference", gradient.double(), in_float64(tensors))
+    assert_close(run_weights(backend, gradient, tensors), truths, torch.float32)
 
 
-def run_attend_backward(
-    kernels: Any,
+def run_scattn_backward(
+    backend: str,
     tokens: int,
     channels: int,
     gate_first: bool,
@@ -219,27 +219,33 @@ def run_attend_backward(
     device: str = "cpu",
     exact: bool = False,
 ) -> Named:
-    """The gradients of SCAttn and the sum over directions."""
-    options = ("channel", "z", "norm") if norm else ("channel", "z")
+    """Returns the gradients of SCAttn and the weighted sum over directions, by name."""
+    options = ("z", "norm") if norm else ("z",)
     gradient, tensors, (eps,) = merge_arguments(tokens, channels, options, dtype, device)
-    width = max(channels // 8, 1)
-    _, linear = select_arguments((2, 3), channels, width, device)
-    linear["reduced"] = random(2, 3, width, seed=10).to(device)
+    _, linear = weights_arguments((2, 3), channels, max(channels // 8, 1), device)
+    inputs = {name: tensors[name] for name in ("y", "z")}
+    inputs |= {name: linear[name] for name in SCATTN}
+    inputs |= {name: tensors[name] for name in ("norm_weight", "norm_bias")}
+    truth = in_float64(inputs)
+    means = kernels_of("pool_directions", "reference").forward(
+        truth["y"], truth["z"] if gate_first else None, eps
+    )
+    forward = kernels_of("scattn_weights", "reference").forward
+    weights, reduced = forward(means, *(truth[name] for name in SCATTN))
+    saved = (means, weights, reduced)
     if exact:
-        gradient, tensors, linear = gradient.double(), in_float64(tensors), in_float64(linear)
-    y, weights, _, z, norm_weight, norm_bias = tensors.values()
-    means, *parameters, reduced = linear.values()
-    *found, dparameters = kernels.attend_backward(
-        gradient, y, means, weights, reduced, parameters, z, norm_weight, norm_bias,
-        gate_first, eps, eps,
-    )  # fmt: skip
-    names = ("dy", "dz", "dnorm_weight", "dnorm_bias", *(f"d{name}" for name in SCATTN))
-    found = zip(names, (*found, *dparameters), strict=True)
-    return {name: g for name, g in found if g is not None}
+        gradient, inputs = gradient.double(), truth
+    else:
+        saved = tuple(x.float() for x in saved)
+    found = kernels_of("scattn_combine", backend).backward(
+        gradient, *saved, *inputs.values(), gate_first, eps, eps
+    )
+    pairs = zip(inputs, found, strict=True)
+    return {f"d{name}": g for name, g in pairs if g is not None}
 
 
-def check_attend(kernels: Any, *arguments) -> None:
-    """Holds these gradients, by name, against the float64 reference."""
-    results = run_attend_backward(kernels, *arguments)
-    truths = run_attend_backward(reference_backend, *arguments, exact=True)
+def check_scattn_backward(backend: str, *arguments) -> None:
+    """Compares these gradients, by name, with the float64 reference."""
+    results = run_scattn_backward(backend, *arguments)
+    truths = run_scattn_backward("reference", *arguments, exact=True)
     assert_close(results, truths, arguments[4])

@@ -1,12 +1,9 @@
 """Norms of tokens against the float64 reference: with a stream, and alone."""
 
-from typing import Any
-
 import torch
 from kernel_cases import EPS, Inputs, Layout, Named, assert_close
 from ops.helpers import in_float64, random
-
-from localmamba.ops import reference_backend
+from ops.kernels import kernels_of
 
 NORM_OPTIONS = ("residual", "bias", "rotary", "scale", "stream")
 
@@ -35,11 +32,13 @@ def norm_arguments(
     return {name: x if x is None else layout(x.to(device)) for name, x in tensors.items()}
 
 
-def run_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> Named:
+def run_norm(backend: str, tensors: Inputs, dtype: torch.dtype) -> Named:
     """Results and gradients of the residual norm, by name; `dtype` is that of the normed tokens."""
     hidden, residual, *parameters, dnormed, dstream = tensors.values()
-    normed, stream = kernels.norm_forward(hidden, residual, *parameters, EPS, dtype, True)
-    gradients = kernels.norm_backward(
+    normed, stream = kernels_of("residual_norm", backend).forward(
+        hidden, residual, *parameters, EPS, dtype, True
+    )
+    gradients = kernels_of("residual_norm", backend).backward(
         dnormed, dstream, stream, *parameters, EPS, hidden.dtype, residual is not None
     )
     names = ("dhidden", "dresidual", "dweight", "dbias")
@@ -48,28 +47,30 @@ def run_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> Named:
     return {"normed": normed, "stream": stream, **found}
 
 
-def run_norm_alone(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> Named:
+def run_norm_alone(backend: str, tensors: Inputs, dtype: torch.dtype) -> Named:
     """The same of a norm without a stream, whose gradients are found from its input."""
     hidden, _, *parameters, dnormed, _ = tensors.values()
-    normed, stream = kernels.norm_forward(hidden, None, *parameters, EPS, dtype, False)
+    normed, stream = kernels_of("residual_norm", backend).forward(
+        hidden, None, *parameters, EPS, dtype, False
+    )
     assert stream is None
-    dhidden, _, dweight, dbias = kernels.norm_backward(
+    dhidden, _, dweight, dbias = kernels_of("residual_norm", backend).backward(
         dnormed, None, hidden, *parameters, EPS, hidden.dtype, False
     )
     found = {"normed": normed, "dhidden": dhidden, "dweight": dweight, "dbias": dbias}
     return {name: x for name, x in found.items() if x is not None}
 
 
-def check_norm_alone(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> None:
+def check_norm_alone(backend: str, tensors: Inputs, dtype: torch.dtype) -> None:
     """Holds the norm without a stream and its gradients against the float64 reference."""
-    results = run_norm_alone(kernels, tensors, dtype)
-    truths = run_norm_alone(reference_backend, in_float64(tensors), torch.float64)
+    results = run_norm_alone(backend, tensors, dtype)
+    truths = run_norm_alone("reference", in_float64(tensors), torch.float64)
     assert_close(results, truths, dtype)
 
 
-def check_norm(kernels: Any, tensors: Inputs, dtype: torch.dtype) -> None:
+def check_norm(backend: str, tensors: Inputs, dtype: torch.dtype) -> None:
     """Holds the residual norm and its gradients, by name, against the float64 reference."""
-    results = run_norm(kernels, tensors, dtype)
+    results = run_norm(backend, tensors, dtype)
     assert (results["normed"].dtype, results["stream"].dtype) == (dtype, torch.float32)
     assert results["dhidden"].dtype == tensors["hidden"].dtype
-    assert_close(results, run_norm(reference_backend, in_float64(tensors), torch.float64), dtype)
+    assert_close(results, run_norm("reference", in_float64(tensors), torch.float64), dtype)

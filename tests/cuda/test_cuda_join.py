@@ -5,14 +5,14 @@ import torch
 from kernel_cases import (
     DTYPES,
     MERGE_OPTIONS,
-    check_attend,
     check_kernels,
-    check_select,
+    check_scattn_backward,
+    check_weights,
     conv_arguments,
     depthwise_arguments,
     merge_arguments,
     pool_arguments,
-    select_arguments,
+    weights_arguments,
 )
 from norm_cases import (
     NORM_OPTIONS,
@@ -24,8 +24,7 @@ from ops.helpers import LAYOUTS, random
 
 pytest.importorskip("triton")
 
-from localmamba.ops import cuda as kernels
-from localmamba.ops.cuda.partials import sum_partials
+from localmamba.ops._common.partials import sum_partials
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -50,7 +49,7 @@ each_size = pytest.mark.parametrize(
 )
 def test_convolution(grid, channels, taps, dtype):
     arguments = conv_arguments(("h", "v_flip", "w7"), grid, channels, taps, dtype, "cuda")
-    check_kernels(kernels, "conv", *arguments, dtype)
+    check_kernels("causal_conv", "cuda", *arguments, dtype)
 
 
 @each_layout
@@ -58,7 +57,7 @@ def test_convolution_of_hostile_memory(layout):
     arguments = conv_arguments(
         ("v_flip", "w2"), (9, 11), 40, 4, torch.bfloat16, "cuda", layout=layout
     )
-    check_kernels(kernels, "conv", *arguments, torch.bfloat16)
+    check_kernels("causal_conv", "cuda", *arguments, torch.bfloat16)
 
 
 @each_dtype
@@ -78,7 +77,7 @@ def test_convolution_of_hostile_memory(layout):
 )
 def test_depthwise_convolution(images, grid, channels, size, bias, dtype):
     arguments = depthwise_arguments(grid, channels, size, dtype, "cuda", bias=bias, images=images)
-    check_kernels(kernels, "depthwise", *arguments, dtype)
+    check_kernels("depthwise_conv", "cuda", *arguments, dtype)
 
 
 @each_dtype
@@ -86,27 +85,27 @@ def test_depthwise_convolution(images, grid, channels, size, bias, dtype):
 @pytest.mark.parametrize("images", [1, 64], ids=["one row", "seven rows"])
 def test_depthwise_convolution_of_hostile_memory(images, layout, dtype):
     arguments = depthwise_arguments((9, 17), 192, 3, dtype, "cuda", layout=layout, images=images)
-    check_kernels(kernels, "depthwise", *arguments, dtype)
+    check_kernels("depthwise_conv", "cuda", *arguments, dtype)
 
 
 @each_size
 @pytest.mark.parametrize("gated", [False, True])
 def test_pooling(tokens, channels, gated, dtype):
     arguments = pool_arguments(tokens, channels, gated, dtype, "cuda")
-    check_kernels(kernels, "pool", *arguments, dtype)
+    check_kernels("pool_directions", "cuda", *arguments, dtype)
 
 
 @each_layout
 def test_pooling_of_hostile_memory(layout):
     arguments = pool_arguments(49, 96, True, torch.bfloat16, "cuda", layout=layout)
-    check_kernels(kernels, "pool", *arguments, torch.bfloat16)
+    check_kernels("pool_directions", "cuda", *arguments, torch.bfloat16)
 
 
 @each_size
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("gate_first", [False, True])
 def test_both_gradients_of_scattn(tokens, channels, gate_first, norm, dtype):
-    check_attend(kernels, tokens, channels, gate_first, norm, dtype, "cuda")
+    check_scattn_backward("cuda", tokens, channels, gate_first, norm, dtype, "cuda")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +121,7 @@ def test_both_gradients_of_scattn(tokens, channels, gate_first, norm, dtype):
     ids=str,
 )
 def test_linear_layers_of_scattn(rows, channels, width):
-    check_select(kernels, *select_arguments(rows, channels, width, "cuda"))
+    check_weights("cuda", *weights_arguments(rows, channels, width, "cuda"))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +151,7 @@ def test_sums_of_partials(shape, axes, dtype):
 )
 def test_merging(tokens, channels, options, dtype):
     arguments = merge_arguments(tokens, channels, options, dtype, "cuda")
-    check_kernels(kernels, "merge", *arguments, dtype)
+    check_kernels("combine_directions", "cuda", *arguments, dtype)
 
 
 @each_layout
@@ -160,14 +159,14 @@ def test_merging_of_hostile_memory(layout):
     arguments = merge_arguments(
         49, 96, MERGE_OPTIONS, torch.bfloat16, "cuda", layout=layout, gradient_layout=layout
     )
-    check_kernels(kernels, "merge", *arguments, torch.bfloat16)
+    check_kernels("combine_directions", "cuda", *arguments, torch.bfloat16)
 
 
 @pytest.mark.parametrize("options", [("channel", "z", "norm"), ("token", "channel")], ids=str)
 @pytest.mark.parametrize("directions", [1, 2, 8, 13])
 def test_merging_of_few_and_many_directions(directions, options):
     arguments = merge_arguments(9, 70, options, torch.bfloat16, "cuda", directions=directions)
-    check_kernels(kernels, "merge", *arguments, torch.bfloat16)
+    check_kernels("combine_directions", "cuda", *arguments, torch.bfloat16)
 
 
 @each_dtype
@@ -184,13 +183,13 @@ def test_merging_of_few_and_many_directions(directions, options):
     ids=str,
 )
 def test_residual_norm(shape, options, dtype):
-    check_norm(kernels, norm_arguments(shape, options, dtype, "cuda"), dtype)
+    check_norm("cuda", norm_arguments(shape, options, dtype, "cuda"), dtype)
 
 
 @each_layout
 def test_residual_norm_of_hostile_memory(layout):
     tensors = norm_arguments((2, 49, 96), NORM_OPTIONS, torch.bfloat16, "cuda", layout=layout)
-    check_norm(kernels, tensors, torch.bfloat16)
+    check_norm("cuda", tensors, torch.bfloat16)
 
 
 @each_dtype
@@ -198,4 +197,4 @@ def test_residual_norm_of_hostile_memory(layout):
 @pytest.mark.parametrize("options", [(), ("bias",)], ids=["rms", "layer"])
 def test_norm_alone(options, layout, dtype):
     tensors = norm_arguments((2, 7, 9, 96), options, dtype, "cuda", layout=layout)
-    check_norm_alone(kernels, tensors, dtype)
+    check_norm_alone("cuda", tensors, dtype)

@@ -1,7 +1,6 @@
 """The scan's kernels on a GPU, in CUDA C++ and in Triton, against the float64 reference."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,28 +22,12 @@ from scan_cases import (
 
 pytest.importorskip("triton")
 
-from localmamba.ops.cuda import scan, triton_scan_backward, triton_scan_forward, warp_scan
+from localmamba.ops.selective_scan import cuda as scan
+from localmamba.ops.selective_scan import warp_scan
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-TRITON = SimpleNamespace(
-    scan_forward=triton_scan_forward.scan_forward, scan_backward=triton_scan_backward.scan_backward
-)
-
-
-class CudaCpp:
-    """The kernels of scan.cu, which `scan` must pick of its own accord."""
-
-    @staticmethod
-    def scan_forward(u, dt, A, B, C, D, z, *rest):
-        assert warp_scan.serves(u, dt, A, B, C, z)
-        return scan.scan_forward(u, dt, A, B, C, D, z, *rest)
-
-    scan_backward = staticmethod(scan.scan_backward)
-
-
-KERNELS = {"Triton": TRITON, "CUDA C++": CudaCpp}
-both = pytest.mark.parametrize("kernels", KERNELS.values(), ids=KERNELS.keys())
+both = pytest.mark.parametrize("kernels", ["triton", "cuda_cpp"])
 
 
 def for_warps(name, directions, grid, channels=64, options=NO_GATE, **kwargs):
@@ -86,17 +69,17 @@ def every_dtype_once(cases):
 def check(kernels, case, dtype, layout=torch.clone, gradient_layout=torch.clone):
     tensors, rest = scan_arguments(case, dtype, "cuda", layout)
     dy = scan_gradient(case, dtype, "cuda", gradient_layout)
-    check_kernels(kernels, "scan", dy, tensors, rest, dtype)
+    check_kernels("selective_scan", kernels, dy, tensors, rest, dtype)
 
 
 @every_dtype_once(SMALL_SCANS)
 def test_triton(case, dtype):
-    check(TRITON, case, dtype)
+    check("triton", case, dtype)
 
 
 @every_dtype_once(WARP_SCANS)
 def test_cuda_cpp(case, dtype):
-    check(CudaCpp, case, dtype)
+    check("cuda_cpp", case, dtype)
 
 
 @pytest.mark.parametrize("lanes", [2, 4])
@@ -104,20 +87,20 @@ def test_cuda_cpp(case, dtype):
 def test_lanes_a_channel(case, dtype, lanes, monkeypatch):
     programs = case.images * len(case.directions) * (case.channels // 32)
     monkeypatch.setattr(warp_scan, "WAVE", programs * lanes // 2)
-    check(CudaCpp, case, dtype)
+    check("cuda_cpp", case, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [MANY, SOME, FEW, FEW_LONG], ids=str)
 def test_regimes_of_cuda_cpp(case, dtype):
-    check(CudaCpp, case, dtype)
+    check("cuda_cpp", case, dtype)
 
 
 @pytest.mark.parametrize(
     ("case", "dtype"), [(MANY, torch.bfloat16), (FEW_LONG, torch.bfloat16)], ids=str
 )
 def test_regimes_of_triton(case, dtype):
-    check(TRITON, case, dtype)
+    check("triton", case, dtype)
 
 
 @both
@@ -127,7 +110,7 @@ def test_several_chunks_a_segment(kernels):
 
 def test_long_sequences_of_64_states_with_a_gate():
     case = ScanCase("64 states", ("w7", "v_flip"), (12, 13), channels=40, states=64, images=2)
-    check(TRITON, case, torch.float32)
+    check("triton", case, torch.float32)
 
 
 @both
@@ -144,7 +127,7 @@ def test_mixed_dtypes():
     dtypes = {"u": torch.bfloat16, "B": torch.float16, "z": torch.bfloat16, "D": torch.float16}
     mixed = {name: x.to(dtypes.get(name, x.dtype)) for name, x in tensors.items()}
     dy = scan_gradient(case, torch.float32, "cuda")
-    check_kernels(scan, "scan", dy, mixed, rest, torch.bfloat16)
+    check_kernels("selective_scan", "cuda", dy, mixed, rest, torch.bfloat16)
 
 
 @both
@@ -153,8 +136,8 @@ def test_extreme_steps_and_decays_stay_finite(kernels, dtype):
     """Decays of 0 and 1. In float16 the output saturates; gradients may overflow, not be NaN."""
     dy, tensors, rest = extreme_scan(dtype, "cuda", channels=32, states=16)
     if dtype == torch.float32:
-        check_kernels(kernels, "scan", dy, tensors, rest, dtype)
-    results = run_kernels(kernels, "scan", dy, tensors, rest)
+        check_kernels("selective_scan", kernels, dy, tensors, rest, dtype)
+    results = run_kernels("selective_scan", kernels, dy, tensors, rest)
     assert results["output"].isfinite().all()
     for name, x in results.items():
         assert not (x.isnan() if dtype == torch.float16 else ~x.isfinite()).any(), name
@@ -165,12 +148,12 @@ def test_extreme_steps_and_decays_stay_finite(kernels, dtype):
 def test_two_runs_are_equal_bit_by_bit(kernels, case):
     tensors, rest = scan_arguments(case, torch.bfloat16, "cuda")
     dy = scan_gradient(case, torch.bfloat16, "cuda")
-    first, second = (run_kernels(kernels, "scan", dy, tensors, rest) for _ in range(2))
+    first, second = (run_kernels("selective_scan", kernels, dy, tensors, rest) for _ in range(2))
     for name, x in first.items():
         assert torch.equal(x, second[name]), name
 
 
-@pytest.mark.parametrize("case", [SMALL_SCANS[0], WARP_SCANS[0]], ids=KERNELS.keys())
+@pytest.mark.parametrize("case", [SMALL_SCANS[0], WARP_SCANS[0]], ids=["triton", "cuda_cpp"])
 def test_states_not_kept_are_made_again(case):
     tensors, rest = scan_arguments(case, torch.bfloat16, "cuda")
     dy = scan_gradient(case, torch.bfloat16, "cuda")
@@ -189,13 +172,13 @@ def test_on_another_stream(kernels):
     """A kernel runs where PyTorch's current stream says."""
     tensors, rest = scan_arguments(FEW_LONG, torch.bfloat16, "cuda")
     dy = scan_gradient(FEW_LONG, torch.bfloat16, "cuda")
-    expected = run_kernels(kernels, "scan", dy, tensors, rest)
+    expected = run_kernels("selective_scan", kernels, dy, tensors, rest)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         torch.cuda._sleep(10_000_000)
         late = {name: x if x is None else x + 0 for name, x in tensors.items()}
-        results = run_kernels(kernels, "scan", dy, late, rest)
+        results = run_kernels("selective_scan", kernels, dy, late, rest)
     torch.cuda.current_stream().wait_stream(stream)
     for name, x in results.items():
         assert torch.equal(x, expected[name]), name

@@ -13,7 +13,8 @@ from helpers import (
 from torch import Tensor
 
 from localmamba.ops import combine_directions, pool_directions, s6_branches, scan_index
-from localmamba.ops.reference import causal_conv_reference, selective_scan_reference
+from localmamba.ops.causal_conv.reference import causal_conv_reference
+from localmamba.ops.selective_scan.reference import selective_scan_reference
 
 DIRECTIONS = ["h", "v_flip", "w2"]
 

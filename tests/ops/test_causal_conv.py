@@ -7,7 +7,7 @@ from helpers import LAYOUTS, assert_matches_reference, random, relative_error
 from torch import Tensor
 
 from localmamba.ops import causal_conv, scan_index, scan_order
-from localmamba.ops.reference import causal_conv_reference
+from localmamba.ops.causal_conv.reference import causal_conv_reference
 
 DIRECTIONS = ["h", "v_flip", "w2", "w5_flip"]
 

@@ -16,7 +16,7 @@ from localmamba.ops import (
     scan_index,
     selective_scan,
 )
-from localmamba.ops.cpu import threads
+from localmamba.ops._common import threads
 
 GRID, TOKENS, CHANNELS = (7, 8), 56, 66
 """Two blocks of channels, two chunks of steps."""

@@ -15,7 +15,8 @@ from scan_cases import (
 pytest.importorskip("triton")
 bindings = pytest.importorskip("cuda.bindings.nvrtc")
 
-from localmamba.ops.cuda import nvrtc, scan_sums, warp_scan  # noqa: E402 - Triton is there
+from localmamba.ops._common import nvrtc  # noqa: E402 - Triton is there
+from localmamba.ops.selective_scan import scan_sums, warp_scan  # noqa: E402
 
 SPILLED_BYTES = 16
 """The backward kernel reloads four values where step sizes have no bias; elsewhere none."""

@@ -13,7 +13,7 @@ from helpers import (
 from torch import Tensor
 
 from localmamba.ops import depthwise_conv
-from localmamba.ops.reference import depthwise_conv_reference
+from localmamba.ops.depthwise_conv.reference import depthwise_conv_reference
 
 GRIDS = pytest.mark.parametrize(
     "grid", [(1, 1), (1, 8), (9, 1), (7, 9), (14, 17)], ids=lambda g: f"{g[0]}x{g[1]}"

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from localmamba.ops.cuda import disk_cache, nvrtc
-from localmamba.ops.cuda.disk_cache import cached
+from localmamba.ops._common import disk_cache, nvrtc
+from localmamba.ops._common.disk_cache import cached
 
 BINARY = bytes(range(256)) * 64
 

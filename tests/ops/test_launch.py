@@ -8,7 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from localmamba.ops.cuda import launch
+from localmamba.ops._common import launch
 
 
 class Compiled:

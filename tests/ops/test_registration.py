@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from localmamba.ops import combine_directions, scan_index, selective_scan
-from localmamba.ops.registration import define_op
 
 
 def scan_inputs() -> dict[str, Tensor]:
@@ -67,17 +66,3 @@ def test_saved_tensors_are_unpacked_once() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpack):
         scan(**inputs).backward(torch.ones(2, 2, 6, 4))
     assert len(unpacked) == len(set(unpacked)) == len(inputs) + 2, "index and states"
-
-
-def test_a_schema_that_the_rule_does_not_serve() -> None:
-    @define_op("of_a_default_value(Tensor x, float eps=1e-5) -> Tensor")
-    def op(x: Tensor, eps: float) -> Tensor:
-        return x * eps
-
-    @define_op("of_several_tensors(Tensor[] xs) -> Tensor")
-    def several(xs: list[Tensor]) -> Tensor:
-        return xs[0].clone()
-
-    for unfit in (op, several):
-        with pytest.raises(TypeError, match="default value, keyword-only or lists of tensors"):
-            unfit.register_autograd(lambda *_: None, setup_context=lambda *_: None)

@@ -8,7 +8,7 @@ from helpers import LAYOUTS, assert_matches_reference, in_float64, random, relat
 from torch import Tensor
 
 from localmamba.ops import residual_norm, token_norm
-from localmamba.ops.reference import residual_norm_reference
+from localmamba.ops.residual_norm.reference import residual_norm_reference
 
 COMBINATIONS = [
     " ".join(itertools.compress(("residual", "rotary", "centred", "scale"), chosen)) or "norm alone"

@@ -20,8 +20,8 @@ from localmamba.ops import (
     scan_orders,
     selective_scan,
 )
-from localmamba.ops.reference import selective_scan_reference
 from localmamba.ops.scan_orders import index_table, padded_length
+from localmamba.ops.selective_scan.reference import selective_scan_reference
 
 SIZES = st.integers(1, 12)
 GRIDS = st.tuples(SIZES, SIZES)

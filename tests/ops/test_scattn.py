@@ -9,7 +9,7 @@ from helpers import LAYOUTS, assert_matches_reference, random, relative_error
 from torch import Tensor
 
 from localmamba.ops import combine_directions, pool_directions
-from localmamba.ops.reference import combine_directions_reference, pool_directions_reference
+from localmamba.ops.combine.reference import combine_directions_reference, pool_directions_reference
 
 SHAPES = [(4, 3, 1, 5), (2, 3, 17, 16), (2, 4, 50, 20), (1, 2, 1100, 33)]
 """B, K, L, D"""

@@ -18,8 +18,8 @@ from helpers import (
 from torch import Tensor
 
 from localmamba.ops import scan_index, scan_order, selective_scan
-from localmamba.ops.backends import CHUNK
-from localmamba.ops.reference import selective_scan_reference
+from localmamba.ops._common.backends import CHUNK
+from localmamba.ops.selective_scan.reference import selective_scan_reference
 
 DIRECTIONS = ["h", "v_flip", "w2", "w4_flip"]
 

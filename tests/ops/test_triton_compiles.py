@@ -15,10 +15,10 @@ from kernel_cases import (
     depthwise_arguments,
     merge_arguments,
     pool_arguments,
-    run_attend_backward,
     run_kernels,
-    run_select,
-    select_arguments,
+    run_scattn_backward,
+    run_weights,
+    weights_arguments,
 )
 from norm_cases import (
     NORM_OPTIONS,
@@ -39,14 +39,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from localmamba.ops import cuda as kernels
-from localmamba.ops.cuda import triton_scan_backward, triton_scan_forward
-from localmamba.ops.cuda.partials import sum_partials
-from localmamba.ops.cuda.scan_sums import sum_blocks
+from localmamba.ops._common.partials import sum_partials
+from localmamba.ops.selective_scan import cuda as kernels
+from localmamba.ops.selective_scan.scan_sums import sum_blocks
 
-SCAN = SimpleNamespace(
-    scan_forward=triton_scan_forward.scan_forward, scan_backward=triton_scan_backward.scan_backward
-)
 NO_DEVICE = -1
 """The number of no device: what is compiled here is found by no launch."""
 
@@ -83,13 +79,13 @@ def subsets(options):
 def test_scan(case):
     dtype = DTYPES[len(case.name) % 3]
     tensors, rest = scan_arguments(case, dtype)
-    run_kernels(SCAN, "scan", scan_gradient(case, dtype), tensors, rest)
+    run_kernels("selective_scan", "triton", scan_gradient(case, dtype), tensors, rest)
 
 
 @pytest.mark.parametrize(("channels", "taps"), [(1, 4), (40, 3), (384, 4)])
 def test_convolution(channels, taps):
     arguments = conv_arguments(("h", "w2"), (3, 5), channels, taps, torch.bfloat16)
-    run_kernels(kernels, "conv", *arguments)
+    run_kernels("causal_conv", "cuda", *arguments)
 
 
 @pytest.mark.parametrize("rank", [1, 6, 48])
@@ -114,20 +110,20 @@ def test_what_goes_with_the_scan_in_branches(rank):
 def test_depthwise_convolution(images, grid, channels, size, bias, dtype):
     """With many images, a unit has several rows of a map."""
     arguments = depthwise_arguments(grid, channels, size, dtype, bias=bias, images=images)
-    run_kernels(kernels, "depthwise", *arguments)
+    run_kernels("depthwise_conv", "cuda", *arguments)
 
 
 @pytest.mark.parametrize("channels", [1, 96, 3072])
 @pytest.mark.parametrize("gated", [False, True])
 def test_pooling(gated, channels):
     gradient, tensors, rest = pool_arguments(15, channels, gated, torch.bfloat16)
-    run_kernels(kernels, "pool", gradient, tensors, rest)
+    run_kernels("pool_directions", "cuda", gradient, tensors, rest)
 
 
 @pytest.mark.parametrize("channels", [1, 96, 3072])
 @pytest.mark.parametrize("gate_first", [False, True])
 def test_both_gradients_of_scattn(gate_first, channels):
-    run_attend_backward(kernels, 15, channels, gate_first, not gate_first, torch.bfloat16)
+    run_scattn_backward("cuda", 15, channels, gate_first, not gate_first, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +132,7 @@ def test_both_gradients_of_scattn(gate_first, channels):
     ids=str,
 )
 def test_linear_layers_of_scattn(rows, channels, width):
-    run_select(kernels, *select_arguments(rows, channels, width))
+    run_weights("cuda", *weights_arguments(rows, channels, width))
 
 
 @pytest.mark.parametrize(
@@ -154,25 +150,27 @@ def test_sums_of_partials(shape, axes, dtype):
 
 @subsets(MERGE_OPTIONS)
 def test_merging(options):
-    run_kernels(kernels, "merge", *merge_arguments(15, 96, options, torch.bfloat16))
+    run_kernels("combine_directions", "cuda", *merge_arguments(15, 96, options, torch.bfloat16))
 
 
 @pytest.mark.parametrize("channels", [1, 3072])
 def test_merging_of_other_sizes(channels):
-    run_kernels(kernels, "merge", *merge_arguments(15, channels, MERGE_OPTIONS, torch.float16))
+    run_kernels(
+        "combine_directions", "cuda", *merge_arguments(15, channels, MERGE_OPTIONS, torch.float16)
+    )
 
 
 @subsets(NORM_OPTIONS)
 def test_residual_norm(options):
-    run_norm(kernels, norm_arguments((2, 15, 96), options, torch.bfloat16), torch.bfloat16)
+    run_norm("cuda", norm_arguments((2, 15, 96), options, torch.bfloat16), torch.bfloat16)
 
 
 @pytest.mark.parametrize("channels", [2, 100, 768, 1536])
 def test_residual_norm_of_other_sizes(channels):
     tensors = norm_arguments((2, 15, channels), NORM_OPTIONS, torch.float32)
-    run_norm(kernels, tensors, torch.float32)
+    run_norm("cuda", tensors, torch.float32)
 
 
 @pytest.mark.parametrize("options", [(), ("bias",)], ids=["rms", "layer"])
 def test_norm_alone(options):
-    run_norm_alone(kernels, norm_arguments((2, 15, 96), options, torch.bfloat16), torch.bfloat16)
+    run_norm_alone("cuda", norm_arguments((2, 15, 96), options, torch.bfloat16), torch.bfloat16)

@@ -1,9 +1,13 @@
-"""Pooling for SCAttn, and the weighted sum over directions: public functions and custom ops.
+"""Combination of a block's directions: public functions and custom ops.
 
-Paper section 4.1 ("State attention", SCAttn). Both read the outputs of all directions once and
-write only what is smaller, so that no other array of shape [B, K, L, D] is made.
+Paper section 4.1, "State attention" (SCAttn). `pool_directions` and `combine_directions` read the
+outputs of all directions once and write only what is smaller, so that no other array of shape
+[B, K, L, D] is made. `scattn_combine` is both with SCAttn's two linear layers between them: one op
+launches fewer kernels, and the two gradients of the directions' outputs are added where they are
+computed.
 """
 
+from math import prod
 from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 import torch
@@ -21,6 +25,7 @@ from .._common.registration import (
 )
 from .._common.tokens import accumulation_dtype
 from . import reference
+from .reference import CombineInputs, SCAttnInputs, SCAttnParameters
 
 
 class CombineKernels(Protocol):
@@ -34,59 +39,19 @@ class CombineKernels(Protocol):
     ) -> list[Tensor | None]:
         """Computes the gradients of y and z, in their dtypes."""
 
-    def combine_forward(
-        self,
-        y: Tensor,
-        channel_weights: Tensor | None,
-        token_weights: Tensor | None,
-        z: Tensor | None,
-        norm_weight: Tensor | None,
-        norm_bias: Tensor | None,
-        eps: float,
-    ) -> Tensor:
+    def combine_forward(self, inputs: CombineInputs) -> Tensor:
         """Computes the weighted sum, [B, L, D], normalized and gated."""
 
-    def combine_backward(
-        self,
-        dout: Tensor,
-        y: Tensor,
-        channel_weights: Tensor | None,
-        token_weights: Tensor | None,
-        z: Tensor | None,
-        norm_weight: Tensor | None,
-        norm_bias: Tensor | None,
-        eps: float,
-    ) -> list[Tensor | None]:
+    def combine_backward(self, dout: Tensor, inputs: CombineInputs) -> list[Tensor | None]:
         """Computes the gradients of the six tensors, in their dtypes."""
 
-    def weights_forward(self, means: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes SCAttn's channel weights and the output of its first linear layer.
-
-        The parameters, in the dtype of the means: weight and bias of the pooling's norm, of the
-        first linear layer and of the second.
-        """
+    def weights_forward(self, means: Tensor, parameters: SCAttnParameters) -> tuple[Tensor, Tensor]:
+        """Computes SCAttn's channel weights and the output of its first linear layer."""
 
     def scattn_backward(
-        self,
-        dout: Tensor,
-        y: Tensor,
-        z: Tensor | None,
-        pool_weight: Tensor,
-        pool_bias: Tensor,
-        reduce_weight: Tensor,
-        reduce_bias: Tensor,
-        select_weight: Tensor,
-        select_bias: Tensor,
-        norm_weight: Tensor | None,
-        norm_bias: Tensor | None,
-        means: Tensor,
-        weights: Tensor,
-        reduced: Tensor,
-        gate_first: bool,
-        pool_eps: float,
-        norm_eps: float,
+        self, dout: Tensor, means: Tensor, weights: Tensor, reduced: Tensor, inputs: SCAttnInputs
     ) -> list[Tensor | None]:
-        """Computes the gradients of the ten tensors before `means`."""
+        """Computes the gradients of the ten tensors of `inputs`, in their dtypes."""
 
 
 if TYPE_CHECKING:
@@ -97,20 +62,44 @@ if TYPE_CHECKING:
 kernels: Backends[CombineKernels] = Backends(__package__)
 
 
-def _pool_forward(y, z, eps):
+def _register(forward: Op, backward: Op, tensors: int) -> None:
+    """Registers first and second derivatives and autocast.
+
+    Args:
+        forward: The op. Its outputs but the first are kept for the backward pass.
+        backward: Takes the gradient of the first output, the others, and the arguments of
+            `forward`; returns the gradients of its tensors that are given.
+        tensors: Number of tensors among the arguments of `forward`; constants follow.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        kept = () if isinstance(output, Tensor) else output[1:]
+        ctx.constants = inputs[tensors:]
+        ctx.save_for_backward(*kept, *inputs[:tensors])
+        ctx.set_materialize_grads(False)
+
+    def gradients(ctx: Any, dout: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        none = (None,) * len(ctx.constants)
+        if dout is None:
+            return (None,) * tensors + none
+        saved = ctx.saved_tensors  # asked for once: checkpointing unpacks them only once
+        return (*restore(backward(dout, *saved, *ctx.constants), saved[-tensors:]), *none)
+
+    forward.register_autograd(gradients, setup_context)
+    forward.register_autocast(no_cast)
+    backward.register_second_derivative()
+
+
+def _pool_forward(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
     return kernels(y).pool_forward(y, z, eps)
 
 
-def _pool_fake(y, z, eps):
+def _pool_fake(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
     return y.new_empty((y.shape[0], y.shape[1], y.shape[3]), dtype=accumulation_dtype(y.dtype))
 
 
-def _pool_backward_kernel(dmeans, y, z, eps):
+def _pool_backward(dmeans: Tensor, y: Tensor, z: Tensor | None, eps: float) -> list[Tensor]:
     return contiguous(kernels(y).pool_backward(dmeans, y, z, eps))
-
-
-def _pool_backward_fake(dmeans, y, z, eps):
-    return empty_gradients((y, z))
 
 
 _pool = Op(
@@ -119,73 +108,107 @@ _pool = Op(
     fake=_pool_fake,
     reference=reference.pool_forward,
 )
-_pool_backward = Op(
-    "pool_directions_backward(Tensor dmeans, Tensor y, Tensor? z, float eps) -> Tensor[]",
-    kernel=_pool_backward_kernel,
-    fake=_pool_backward_fake,
-    reference=present_gradients(reference.pool_backward),
-    dispatch_on=1,
+_register(
+    _pool,
+    Op(
+        "pool_directions_backward(Tensor dmeans, Tensor y, Tensor? z, float eps) -> Tensor[]",
+        kernel=_pool_backward,
+        fake=lambda dmeans, y, z, eps: empty_gradients((y, z)),
+        reference=present_gradients(reference.pool_backward),
+        dispatch_on=1,
+    ),
+    tensors=2,
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.eps = inputs
-    ctx.save_for_backward(*tensors)
+def _combine_forward(*args: Any) -> Tensor:
+    return kernels(args[0]).combine_forward(CombineInputs(*args))
 
 
-def _pool_gradients(ctx: Any, dmeans: Tensor) -> tuple[Tensor | None, ...]:
-    inputs = ctx.saved_tensors
-    return (*restore(_pool_backward(dmeans, *inputs, ctx.eps), inputs), None)
+def _combine_backward(dout: Tensor, *args: Any) -> list[Tensor]:
+    return contiguous(kernels(args[0]).combine_backward(dout, CombineInputs(*args)))
 
 
-_pool.register_autograd(_pool_gradients, _setup_context)
-_pool_backward.register_second_derivative()
-_pool.register_autocast(no_cast)
-
-
-def _combine_forward(y, *args):
-    return kernels(y).combine_forward(y, *args)
-
-
-def _combine_fake(y, *args):
-    return y.new_empty((y.shape[0], y.shape[2], y.shape[3]))
-
-
-def _combine_backward_kernel(dout, y, *args):
-    return contiguous(kernels(y).combine_backward(dout, y, *args))
-
-
-def _combine_backward_fake(dout, *args):
-    return empty_gradients(args[:6])
-
-
-_TENSORS = (
+_COMBINE = (
     "Tensor y, Tensor? channel_weights, Tensor? token_weights, Tensor? z, Tensor? norm_weight, "
-    "Tensor? norm_bias"
+    "Tensor? norm_bias, float eps"
 )
 _combine = Op(
-    f"combine_directions({_TENSORS}, float eps) -> Tensor",
+    f"combine_directions({_COMBINE}) -> Tensor",
     kernel=_combine_forward,
-    fake=_combine_fake,
-    reference=reference.combine_forward,
+    fake=lambda y, *_: y.new_empty((y.shape[0], y.shape[2], y.shape[3])),
+    reference=reference.combine_directions_reference,
 )
-_combine_backward = Op(
-    f"combine_directions_backward(Tensor dout, {_TENSORS}, float eps) -> Tensor[]",
-    kernel=_combine_backward_kernel,
-    fake=_combine_backward_fake,
-    reference=present_gradients(reference.combine_backward),
-    dispatch_on=1,
+_register(
+    _combine,
+    Op(
+        f"combine_directions_backward(Tensor dout, {_COMBINE}) -> Tensor[]",
+        kernel=_combine_backward,
+        fake=lambda dout, *args: empty_gradients(args[:6]),
+        reference=present_gradients(
+            lambda dout, *args: reference.combine_backward(dout, CombineInputs(*args))
+        ),
+        dispatch_on=1,
+    ),
+    tensors=6,
 )
 
 
-def _combine_gradients(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-    inputs = ctx.saved_tensors
-    return (*restore(_combine_backward(dout, *inputs, ctx.eps), inputs), None)
+def _scattn_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs, backend = SCAttnInputs(*args), kernels(args[0])
+    means = backend.pool_forward(*inputs.pool_inputs())
+    weights, reduced = backend.weights_forward(means, inputs.parameters())
+    return backend.combine_forward(inputs.combine_inputs(weights)), means, weights, reduced
 
 
-_combine.register_autograd(_combine_gradients, _setup_context)
-_combine_backward.register_second_derivative()
-_combine.register_autocast(no_cast)
+def _scattn_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, width = args[0], args[4].shape[0]
+    batch, directions, length, channels = y.shape
+    dtype = accumulation_dtype(y.dtype)
+    means = y.new_empty((batch, directions, channels), dtype=dtype)
+    reduced = y.new_empty((batch, directions, width), dtype=dtype)
+    return y.new_empty((batch, length, channels)), means, torch.empty_like(means), reduced
+
+
+def _scattn_backward(
+    dout: Tensor, means: Tensor, weights: Tensor, reduced: Tensor, *args: Any
+) -> list[Tensor]:
+    backward = kernels(args[0]).scattn_backward
+    return contiguous(backward(dout, means, weights, reduced, SCAttnInputs(*args)))
+
+
+_SCATTN = (
+    "Tensor y, Tensor? z, Tensor pool_weight, Tensor pool_bias, Tensor reduce_weight, "
+    "Tensor reduce_bias, Tensor select_weight, Tensor select_bias, Tensor? norm_weight, "
+    "Tensor? norm_bias, bool gate_first, float pool_eps, float norm_eps"
+)
+_scattn = Op(
+    f"scattn_combine({_SCATTN}) -> (Tensor, Tensor, Tensor, Tensor)",
+    kernel=_scattn_forward,
+    fake=_scattn_fake,
+    reference=lambda *args: reference.scattn_forward(SCAttnInputs(*args)),
+)
+_register(
+    _scattn,
+    Op(
+        f"scattn_combine_backward(Tensor dout, Tensor means, Tensor weights, Tensor reduced, "
+        f"{_SCATTN}) -> Tensor[]",
+        kernel=_scattn_backward,
+        fake=lambda dout, means, weights, reduced, *args: empty_gradients(args[:10]),
+        reference=present_gradients(
+            lambda dout, means, weights, reduced, *args: reference.scattn_backward(
+                dout, means, weights, reduced, SCAttnInputs(*args)
+            )
+        ),
+        dispatch_on=4,
+    ),
+    tensors=10,
+)
+_scattn.register_flops(
+    lambda y, z, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, *_, **__: (
+        2 * y[0] * y[1] * (prod(reduce_weight) + prod(select_weight))
+    )
+)
 
 
 def pool_directions(
@@ -195,14 +218,16 @@ def pool_directions(
     bias: Tensor,
     eps: float = 1e-5,
 ) -> Tensor:
-    """The mean over tokens of the layer-normalised output of each direction (SCAttn's pooling).
+    """Computes the mean over tokens of the layer-normalized output of each direction.
+
+    This is SCAttn's pooling.
 
     Args:
         y: Outputs of the directions, [B, K, L, D].
         z: If given, [B, L, D]: y is first multiplied by SiLU(z).
-        weight: Of the layer norm over channels, [D].
-        bias: Of the layer norm, [D].
-        eps: Of the layer norm.
+        weight: Weight of the layer norm over channels, [D].
+        bias: Bias of the layer norm, [D].
+        eps: Added to the variance in the layer norm.
 
     Returns:
         [B, K, D], float32 (float64 for a float64 y).
@@ -229,16 +254,16 @@ def combine_directions(
     norm_bias: Optional[Tensor] = None,  # noqa: UP045
     eps: float = 1e-5,
 ) -> Tensor:
-    """Weighs the outputs of the directions, adds them, and optionally normalises and gates the sum.
+    """Computes a weighted sum over directions, optionally normalized and gated.
 
     Args:
         y: Outputs of the directions, [B, K, L, D].
-        channel_weights: [B, K, D], multiplied onto y.
-        token_weights: [B, K, L], multiplied onto y.
-        z: If given, [B, L, D]: the result is multiplied by SiLU(z), last.
-        norm_weight: If given, the sum passes a layer norm over channels with this weight, [D].
-        norm_bias: With `norm_weight`, [D].
-        eps: Of the layer norm.
+        channel_weights: Factors of y, [B, K, D]; 1 by default.
+        token_weights: Factors of y, [B, K, L]; 1 by default.
+        z: If given, [B, L, D]: the result is multiplied by SiLU(z), after the norm.
+        norm_weight: If given, [D]: a layer norm over channels with this weight follows the sum.
+        norm_bias: Bias of that norm, [D]; given if and only if `norm_weight` is.
+        eps: Added to the variance in the layer norm.
 
     Returns:
         [B, L, D], in the dtype of y.
@@ -258,3 +283,66 @@ def combine_directions(
     return torch.ops.localmamba.combine_directions(
         y, channel_weights, token_weights, z, norm_weight, norm_bias, eps
     )
+
+
+def scattn_combine(
+    y: Tensor,
+    z: Optional[Tensor],  # noqa: UP045 - TorchScript reads these
+    pool_weight: Tensor,
+    pool_bias: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor,
+    select_weight: Tensor,
+    select_bias: Tensor,
+    norm_weight: Optional[Tensor] = None,  # noqa: UP045
+    norm_bias: Optional[Tensor] = None,  # noqa: UP045
+    gate_first: bool = False,
+    pool_eps: float = 1e-5,
+    norm_eps: float = 1e-5,
+) -> Tensor:
+    """Computes the sum over directions weighted by SCAttn by channel, normalized and gated.
+
+    The linear layers run in float32 whatever the dtype of y (float64 for a float64 y).
+
+    Args:
+        y: Outputs of the directions, [B, K, L, D].
+        z: If given, [B, L, D]: the result is multiplied by SiLU(z), after the norm.
+        pool_weight: Weight of the layer norm before pooling, [D].
+        pool_bias: Bias of the layer norm before pooling, [D].
+        reduce_weight: Weight of the first linear layer, [D / r, D].
+        reduce_bias: Bias of the first linear layer, [D / r].
+        select_weight: Weight of the second linear layer, [D, D / r].
+        select_bias: Bias of the second linear layer, [D].
+        norm_weight: If given, [D]: a layer norm over channels with this weight follows the sum.
+        norm_bias: Bias of that norm, [D]; given if and only if `norm_weight` is.
+        gate_first: Whether SCAttn's input is y * SiLU(z), as in LocalVim, rather than y.
+        pool_eps: Added to the variance in the layer norm before pooling.
+        norm_eps: Added to the variance in the layer norm after the sum.
+
+    Returns:
+        [B, L, D], in the dtype of y.
+
+    Raises:
+        ValueError: If shapes do not fit, or one of `norm_weight` and `norm_bias` is given alone.
+    """
+    if y.dim() != 4:
+        raise ValueError(f"y must be [B, K, L, D], got {y.dim()} axes")
+    batch, _, length, channels = y.shape
+    if reduce_weight.dim() != 2 or reduce_weight.shape[1] != channels:
+        raise ValueError(
+            f"reduce_weight must be [D / r, {channels}], got {list(reduce_weight.shape)}"
+        )
+    reduced = reduce_weight.shape[0]
+    check_shape("z", z, [batch, length, channels])
+    check_shape("pool_weight", pool_weight, [channels])
+    check_shape("pool_bias", pool_bias, [channels])
+    check_shape("reduce_bias", reduce_bias, [reduced])
+    check_shape("select_weight", select_weight, [channels, reduced])
+    check_shape("select_bias", select_bias, [channels])
+    check_together("norm_weight", norm_weight, "norm_bias", norm_bias)
+    check_shape("norm_weight", norm_weight, [channels])
+    check_shape("norm_bias", norm_bias, [channels])
+    return torch.ops.localmamba.scattn_combine(
+        y, z, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias,
+        norm_weight, norm_bias, gate_first, pool_eps, norm_eps,
+    )[0]  # fmt: skip

@@ -1,5 +1,7 @@
 """The combination of directions in differentiable PyTorch: the truth of its kernels."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,20 +10,80 @@ from .._common.registration import vjp
 from .._common.tokens import accumulation_dtype
 
 
-def pool_directions_reference(
-    y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float
-) -> Tensor:
-    """Computes `ops.pool_directions`, of any floating dtype."""
-    means = pool_means_reference(y, z, eps)
-    return torch.addcmul(bias.to(means.dtype), means, weight.to(means.dtype))
+class CombineInputs(NamedTuple):
+    """Arguments of `combine_directions`, in the order of its schema."""
+
+    y: Tensor
+    channel_weights: Tensor | None
+    token_weights: Tensor | None
+    z: Tensor | None
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    eps: float
 
 
-def pool_means_reference(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
+class SCAttnParameters(NamedTuple):
+    """Weights and biases of SCAttn: the pooling's norm and two linear layers."""
+
+    pool_weight: Tensor
+    pool_bias: Tensor
+    reduce_weight: Tensor
+    reduce_bias: Tensor
+    select_weight: Tensor
+    select_bias: Tensor
+
+
+class SCAttnInputs(NamedTuple):
+    """Arguments of `scattn_combine`, in the order of its schema."""
+
+    y: Tensor
+    z: Tensor | None
+    pool_weight: Tensor
+    pool_bias: Tensor
+    reduce_weight: Tensor
+    reduce_bias: Tensor
+    select_weight: Tensor
+    select_bias: Tensor
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    gate_first: bool
+    pool_eps: float
+    norm_eps: float
+
+    def pool_inputs(self) -> tuple[Tensor, Tensor | None, float]:
+        """Returns the arguments of the pooling."""
+        return self.y, self.z if self.gate_first else None, self.pool_eps
+
+    def parameters(self) -> SCAttnParameters:
+        """Returns the parameters in the dtype in which SCAttn is computed."""
+        dtype = accumulation_dtype(self.y.dtype)
+        return SCAttnParameters(*(x.to(dtype) for x in self[2:8]))
+
+    def combine_inputs(self, weights: Tensor) -> CombineInputs:
+        """Returns the arguments of the weighted sum, given the channel weights."""
+        y, z, norm_weight, norm_bias = self.y, self.z, self.norm_weight, self.norm_bias
+        return CombineInputs(y, weights, None, z, norm_weight, norm_bias, self.norm_eps)
+
+
+def pool_forward(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
     """Computes the mean over tokens of y * SiLU(z), normalized over channels, [B, K, D]."""
     y = y.to(accumulation_dtype(y.dtype))
     if z is not None:
         y = y * F.silu(z.to(y.dtype))[:, None]
     return F.layer_norm(y, y.shape[-1:], None, None, eps).mean(2)
+
+
+def pool_backward(dmeans: Tensor, y: Tensor, z: Tensor | None, eps: float) -> list[Tensor | None]:
+    """Computes the gradients of y and z."""
+    return vjp(lambda y, z: pool_forward(y, z, eps), (y, z), dmeans)
+
+
+def pool_directions_reference(
+    y: Tensor, z: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    """Computes `ops.pool_directions`, of any floating dtype."""
+    means = pool_forward(y, z, eps)
+    return torch.addcmul(bias.to(means.dtype), means, weight.to(means.dtype))
 
 
 def combine_directions_reference(
@@ -48,81 +110,55 @@ def combine_directions_reference(
     return out.to(y.dtype)
 
 
-def weights_reference(
-    means: Tensor,
-    pool_weight: Tensor,
-    pool_bias: Tensor,
-    reduce_weight: Tensor,
-    reduce_bias: Tensor,
-    select_weight: Tensor,
-    select_bias: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Computes SCAttn's channel weights, [B, K, D], and the output of its first linear layer."""
-    pooled = torch.addcmul(pool_bias, means, pool_weight)
-    reduced = F.linear(pooled, reduce_weight, reduce_bias)
-    return torch.sigmoid(F.linear(F.gelu(reduced), select_weight, select_bias)), reduced
+def combine_forward(inputs: CombineInputs) -> Tensor:
+    """Computes the weighted sum, [B, L, D], normalized and gated."""
+    return combine_directions_reference(*inputs)
 
 
-def scattn_combine_reference(
-    y: Tensor,
-    z: Tensor | None,
-    pool_weight: Tensor,
-    pool_bias: Tensor,
-    reduce_weight: Tensor,
-    reduce_bias: Tensor,
-    select_weight: Tensor,
-    select_bias: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    gate_first: bool,
-    pool_eps: float,
-    norm_eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Computes `ops.scattn_combine`, of any floating dtype; means, weights and reduced as well."""
-    means = pool_means_reference(y, z if gate_first else None, pool_eps)
-    parameters = (pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, select_bias)
-    weights, reduced = weights_reference(means, *(x.to(means.dtype) for x in parameters))
-    out = combine_directions_reference(y, weights, None, z, norm_weight, norm_bias, norm_eps)
-    return out, means, weights, reduced
-
-
-pool_forward = pool_means_reference
-combine_forward = combine_directions_reference
-weights_forward = weights_reference
-
-
-def pool_backward(dmeans: Tensor, y: Tensor, z: Tensor | None, eps: float) -> list[Tensor | None]:
-    """Computes the gradients of y and z."""
-    return vjp(lambda y, z: pool_means_reference(y, z, eps), (y, z), dmeans)
-
-
-def combine_backward(
-    dout: Tensor,
-    y: Tensor,
-    channel_weights: Tensor | None,
-    token_weights: Tensor | None,
-    z: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-) -> list[Tensor | None]:
+def combine_backward(dout: Tensor, inputs: CombineInputs) -> list[Tensor | None]:
     """Computes the gradients of the six tensors."""
-    inputs = (y, channel_weights, token_weights, z, norm_weight, norm_bias)
-    return vjp(lambda *inputs: combine_directions_reference(*inputs, eps), inputs, dout)
+
+    def forward(*tensors: Tensor | None) -> Tensor:
+        return combine_forward(CombineInputs._make((*tensors, inputs.eps)))
+
+    return vjp(forward, inputs[:-1], dout)
 
 
-def scattn_backward(dout: Tensor, *args) -> list[Tensor | None]:
-    """Computes the gradients of the ten tensors of `scattn_combine`."""
-    inputs, constants = args[:10], args[-3:]
-    return vjp(lambda *inputs: scattn_combine_reference(*inputs, *constants)[0], inputs, dout)
+def weights_forward(means: Tensor, parameters: SCAttnParameters) -> tuple[Tensor, Tensor]:
+    """Computes SCAttn's channel weights, [B, K, D], and the output of its first linear layer."""
+    pooled = torch.addcmul(parameters.pool_bias, means, parameters.pool_weight)
+    reduced = F.linear(pooled, parameters.reduce_weight, parameters.reduce_bias)
+    logits = F.linear(F.gelu(reduced), parameters.select_weight, parameters.select_bias)
+    return torch.sigmoid(logits), reduced
 
 
 def weights_backward(
-    dweights: Tensor, means: Tensor, weights: Tensor, reduced: Tensor, *parameters: Tensor
-) -> tuple[Tensor, list[Tensor]]:
+    dweights: Tensor, means: Tensor, weights: Tensor, reduced: Tensor, parameters: SCAttnParameters
+) -> tuple[Tensor | None, list[Tensor | None]]:
     """Computes the gradients of the means and of the six parameters."""
     del weights, reduced
-    dmeans, *dparameters = vjp(
-        lambda *inputs: weights_reference(*inputs)[0], (means, *parameters), dweights
-    )
+
+    def forward(means: Tensor, *parameters: Tensor) -> Tensor:
+        return weights_forward(means, SCAttnParameters(*parameters))[0]
+
+    dmeans, *dparameters = vjp(forward, (means, *parameters), dweights)
     return dmeans, dparameters
+
+
+def scattn_forward(inputs: SCAttnInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Computes `ops.scattn_combine`, of any floating dtype; means, weights and reduced as well."""
+    means = pool_forward(*inputs.pool_inputs())
+    weights, reduced = weights_forward(means, inputs.parameters())
+    return combine_forward(inputs.combine_inputs(weights)), means, weights, reduced
+
+
+def scattn_backward(
+    dout: Tensor, means: Tensor, weights: Tensor, reduced: Tensor, inputs: SCAttnInputs
+) -> list[Tensor | None]:
+    """Computes the gradients of the ten tensors of `scattn_combine`."""
+    del means, weights, reduced
+
+    def forward(*tensors: Tensor | None) -> Tensor:
+        return scattn_forward(SCAttnInputs._make((*tensors, *inputs[10:])))[0]
+
+    return vjp(forward, inputs[:10], dout)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from kernel_cases import DTYPES
 
-from localmamba.ops import cuda as kernels
-from localmamba.ops.cuda.scan_sums import ParameterSums, sum_blocks
+from localmamba.ops.selective_scan import cuda as kernels
+from localmamba.ops.selective_scan.scan_sums import ParameterSums, sum_blocks
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from localmamba.ops.cuda import nvrtc
+from localmamba.ops._common import nvrtc
 
 SHIM = Path(__file__).with_suffix(".hpp")
 

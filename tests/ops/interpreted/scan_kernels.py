@@ -17,9 +17,9 @@ from scan_cases import (
     scan_gradient,
 )
 
-from localmamba.ops import cuda as kernels
-from localmamba.ops.cuda import (
-    common,
+from localmamba.ops._common import triton_math as common
+from localmamba.ops.selective_scan import cuda as kernels
+from localmamba.ops.selective_scan import (
     triton_scan_backward,
     triton_scan_forward,
     triton_segments,
@@ -33,7 +33,7 @@ BOTH_ORDERS = SMALL_SCANS[:2]
 def check(case, dtype=torch.float32, layout=torch.clone, gradient_layout=torch.clone):
     tensors, rest = scan_arguments(case, dtype, layout=layout)
     dy = scan_gradient(case, dtype, layout=gradient_layout)
-    check_kernels(kernels, "scan", dy, tensors, rest, dtype)
+    check_kernels("selective_scan", "triton", dy, tensors, rest, dtype)
 
 
 @pytest.mark.parametrize("case", SMALL_SCANS, ids=str)
@@ -53,7 +53,7 @@ def test_mixed_dtypes():
     dtypes = {"u": torch.bfloat16, "B": torch.float16, "z": torch.bfloat16, "D": torch.float16}
     mixed = {name: x.to(dtypes.get(name, x.dtype)) for name, x in tensors.items()}
     dy = scan_gradient(case, torch.bfloat16)
-    check_kernels(kernels, "scan", dy, mixed, rest, torch.bfloat16)
+    check_kernels("selective_scan", "triton", dy, mixed, rest, torch.bfloat16)
 
 
 @pytest.mark.parametrize("case", BOTH_ORDERS, ids=str)
@@ -96,7 +96,7 @@ def test_index_of_another_integer_type_and_layout():
     tensors, (index, *rest) = scan_arguments(BOTH_ORDERS[0], torch.float32)
     dy = scan_gradient(BOTH_ORDERS[0], torch.float32)
     other = index.long().t().contiguous().t()
-    check_kernels(kernels, "scan", dy, tensors, (other, *rest), torch.float32)
+    check_kernels("selective_scan", "triton", dy, tensors, (other, *rest), torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered")
@@ -105,8 +105,8 @@ def test_extreme_steps_and_decays_stay_finite(dtype):
     """Decays of 0 and 1. In float16 the output saturates; gradients may overflow, not be NaN."""
     dy, tensors, rest = extreme_scan(dtype)
     if dtype == torch.float32:
-        check_kernels(kernels, "scan", dy, tensors, rest, dtype)
-    results = run_kernels(kernels, "scan", dy, tensors, rest)
+        check_kernels("selective_scan", "triton", dy, tensors, rest, dtype)
+    results = run_kernels("selective_scan", "triton", dy, tensors, rest)
     assert results["output"].isfinite().all()
     for name, x in results.items():
         assert not (x.isnan() if dtype == torch.float16 else ~x.isfinite()).any(), name
@@ -114,6 +114,6 @@ def test_extreme_steps_and_decays_stay_finite(dtype):
 
 def test_no_images():
     tensors, rest = scan_arguments(ScanCase("none", ("h",), (2, 2), images=0), torch.float32)
-    results = run_kernels(kernels, "scan", torch.empty(0, 1, 4, 6), tensors, rest)
+    results = run_kernels("selective_scan", "triton", torch.empty(0, 1, 4, 6), tensors, rest)
     assert results["output"].shape == (0, 1, 4, 6)
     assert torch.equal(results["dA"], torch.zeros(1, 6, 4))

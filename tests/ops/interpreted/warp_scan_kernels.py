@@ -22,7 +22,8 @@ from scan_cases import (
     scan_gradient,
 )
 
-from localmamba.ops.cuda import nvrtc, warp_scan
+from localmamba.ops._common import nvrtc
+from localmamba.ops.selective_scan import warp_scan
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory", "emulated"),
@@ -55,20 +56,6 @@ def emulated(monkeypatch, emulator):
     monkeypatch.setattr(nvrtc, "launch", emulator.launch)
 
 
-class Kernels:
-    """The kernels of scan.cu as a backend's; they take no gate."""
-
-    @staticmethod
-    def scan_forward(u, dt, A, B, C, D, z, *rest):
-        assert z is None
-        return warp_scan.scan_forward(u, dt, A, B, C, D, *rest)
-
-    @staticmethod
-    def scan_backward(dy, u, dt, A, B, C, D, z, *rest):
-        *gradients, dbias = warp_scan.scan_backward(dy, u, dt, A, B, C, D, *rest)
-        return *gradients, z, dbias
-
-
 def cut(monkeypatch, case, lanes):
     programs = case.images * len(case.directions) * case.channels // 32
     monkeypatch.setattr(warp_scan, "WAVE", LANES[lanes] * programs)
@@ -81,14 +68,14 @@ def cut(monkeypatch, case, lanes):
 def test_scan(case, dtype, lanes, monkeypatch):
     cut(monkeypatch, case, lanes)
     tensors, rest = scan_arguments(case, dtype)
-    check_kernels(Kernels, "scan", scan_gradient(case, dtype), tensors, rest, dtype)
+    check_kernels("selective_scan", "cuda_cpp", scan_gradient(case, dtype), tensors, rest, dtype)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_hostile_memory(layout):
     tensors, rest = scan_arguments(CASES[0], torch.float32, layout=layout)
     dy = layout(scan_gradient(CASES[0], torch.float32))
-    check_kernels(Kernels, "scan", dy, tensors, rest, torch.float32)
+    check_kernels("selective_scan", "cuda_cpp", dy, tensors, rest, torch.float32)
 
 
 @pytest.mark.parametrize("lanes", LANES)
@@ -99,14 +86,14 @@ def test_large_steps_and_outputs(lanes, monkeypatch):
     tensors, rest = scan_arguments(case, torch.float32)
     tensors |= {"dt": 30 * tensors["dt"], "B": 100 * tensors["B"], "C": 100 * tensors["C"]}
     dy = 1e-6 * scan_gradient(case, torch.float32)
-    check_kernels(Kernels, "scan", dy, tensors, rest, torch.float32)
+    check_kernels("selective_scan", "cuda_cpp", dy, tensors, rest, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_extreme_steps_and_decays_stay_finite(dtype):
     """Decays of 0 and 1. In float16 the output saturates; gradients may overflow, not be NaN."""
     dy, tensors, rest = extreme_scan(dtype, channels=32, states=16)
-    results = run_kernels(Kernels, "scan", dy, tensors, rest)
+    results = run_kernels("selective_scan", "cuda_cpp", dy, tensors, rest)
     assert results["output"].isfinite().all()
     for name, x in results.items():
         assert not (x.isnan() if dtype == torch.float16 else ~x.isfinite()).any(), name
