@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .disk_cache import cached
 
-_SOURCE = Path(__file__).with_name("scan.cu")
+_SOURCE = Path(__file__).parents[1] / "selective_scan" / "scan.cu"
 
 
 _CAPABILITY = (8, 0)

@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Kernel
-from .triton_math import WAVE, cdiv, device_of, next_power_of_2, program_of_three
+from .triton_common import WAVE, Kernel, cdiv, device_of, next_power_of_2, program_3d
 
 _TILE = 4096
 """Elements of a tile."""
@@ -40,7 +39,7 @@ class _View(NamedTuple):
 def sum_partials_kernel(
     x, out, rows, middle, inner_rows, columns, BR: tl.constexpr, BC: tl.constexpr
 ):
-    i_c, i_m, i_o = program_of_three(tl.cdiv(columns, BC), middle)
+    i_c, i_m, i_o = program_3d(tl.cdiv(columns, BC), middle)
     o_c = i_c * BC + tl.arange(0, BC)[None, :]
     m_c = o_c < columns
     p_x = x + (i_o * rows * middle + i_m) * inner_rows * columns + o_c

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .triton_math import cdiv, next_power_of_2, sigmoid, silu_slope, store
+from .triton_common import cdiv, next_power_of_2, sigmoid, silu_grad, store
 
 WIDTH = tl.constexpr(64)
 """Channels of a part."""
@@ -40,7 +40,7 @@ class Tiling(NamedTuple):
 
     def arguments(self) -> dict[str, int]:
         """As the kernels take them."""
-        sizes = {"PIECES": self.pieces, "PARTS": self.parts, "BT": self.tokens}
+        sizes = {"TILES": self.pieces, "PARTS": self.parts, "BT": self.tokens}
         return {"BK": self.directions, **sizes, "num_warps": self.warps}
 
 
@@ -57,12 +57,12 @@ def tiling(directions: int, channels: int, at_once: int = 4, tile: int = TILE) -
 
 
 @triton.jit
-def channel_offsets(PIECES: tl.constexpr, PARTS: tl.constexpr):
+def channel_offsets(TILES: tl.constexpr, PARTS: tl.constexpr):
     """Of every piece, [PARTS, 1, WIDTH]."""
     o_part = (tl.arange(0, PARTS) * WIDTH)[:, None, None]
     o_piece = o_part + tl.arange(0, WIDTH)[None, None, :]
     offsets = ()
-    for i in tl.static_range(PIECES):
+    for i in tl.static_range(TILES):
         offsets += (o_piece + i * PARTS * WIDTH,)
     return offsets
 
@@ -110,9 +110,9 @@ def store_rows(pointers, rows, o_d, m_t, D: tl.constexpr, SATURATES: tl.constexp
 
 
 @triton.jit
-def zero_rows(PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr):
+def zero_rows(TILES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr):
     rows = ()
-    for _ in tl.static_range(PIECES):
+    for _ in tl.static_range(TILES):
         rows += (tl.zeros([PARTS, BT, WIDTH], tl.float32),)
     return rows
 
@@ -160,16 +160,16 @@ def silu_rows(rows):
 
 
 @triton.jit
-def silu_slope_rows(rows):
+def silu_grad_rows(rows):
     slopes = ()
     for i in tl.static_range(len(rows)):
         b_x = rows[i].to(tl.float32)
-        slopes += (silu_slope(b_x, sigmoid(b_x)),)
+        slopes += (silu_grad(b_x, sigmoid(b_x)),)
     return slopes
 
 
 @triton.jit
-def add_pieces(rows):
+def add_tiles(rows):
     """The pieces of every row, added up inside the lanes."""
     b_sum = rows[0]
     for i in tl.static_range(1, len(rows)):
@@ -180,12 +180,12 @@ def add_pieces(rows):
 @triton.jit
 def sum_rows(rows):
     """Over channels: [1, BT, 1]."""
-    b_sum = tl.sum(add_pieces(rows), axis=2, keep_dims=True)
+    b_sum = tl.sum(add_tiles(rows), axis=2, keep_dims=True)
     return tl.sum(b_sum, axis=0, keep_dims=True)
 
 
 @triton.jit
-def centred_rows(rows, o_d, m_t, D: tl.constexpr, eps):
+def centered_rows(rows, o_d, m_t, D: tl.constexpr, eps):
     """Rows less their means, and 1 / std, of rows that are 0 outside the mask; so are both."""
     b_mean = sum_rows(rows) * (1.0 / D)
     centred = ()
@@ -197,7 +197,7 @@ def centred_rows(rows, o_d, m_t, D: tl.constexpr, eps):
 
 
 @triton.jit
-def norm_gradient(rows, centred, b_rstd, factor, D: tl.constexpr):
+def norm_grad(rows, centred, b_rstd, factor, D: tl.constexpr):
     """Of rows, from the gradient of what is normalised; times a factor.
 
     That is (g - mean(g) - xhat mean(g xhat)) / std: what is one number a row is multiplied first.

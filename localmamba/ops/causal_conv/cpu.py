@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from .._common.backends import CHUNK
-from .._common.jit import function, inline, kernel
+from .._common.numba_jit import function, inline, kernel, run
 from .._common.rows import (
     Window,
     floats,
@@ -22,15 +22,15 @@ from .._common.rows import (
     take,
     take_columns,
 )
-from .._common.threads import run
-from .._common.vector_math import sigmoid, silu
-from .._common.vectors import (
+from .._common.simd import (
     LANES,
     VECTOR_BYTES,
-    draw,
+    atomic_add,
     load_vector,
+    noinline,
+    sigmoid,
+    silu,
     splat,
-    stay_a_function,
     store_vector,
 )
 
@@ -67,7 +67,7 @@ def _before_silu(x, taps, width, bias):
 
 @function
 def _convolve(values, count, taps, width, bias):
-    stay_a_function()
+    noinline()
     for step in range(count):
         at = values + step * _STEP_BYTES
         store_vector(at + _DU, silu(_before_silu(at, taps, width, bias)))
@@ -80,7 +80,7 @@ def _convolve_backward(values, count, taps, width, bias):
     Returns:
         That of the bias.
     """
-    stay_a_function()
+    noinline()
     total = splat(0.0)
     for step in range(count):
         at = values + step * _STEP_BYTES
@@ -98,7 +98,7 @@ def _convolve_backward(values, count, taps, width, bias):
 @function
 def _spread(values, count, taps, width):
     """The gradient of x, in its place: each step was read by itself and those that follow."""
-    stay_a_function()
+    noinline()
     for step in range(count):
         at = values + step * _STEP_BYTES
         total = splat(0.0)
@@ -156,20 +156,20 @@ def _backward_vector(b, k, channel, conv, du, x, weight, bias, dx, dweight, dbia
 def conv_forward_kernel(counter, tasks, scratch, conv, x, weight, bias, u):
     """Writes u in scan order."""
     blocks = (conv.channels + BLOCK * LANES - 1) // (BLOCK * LANES)
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         start, rest = task % blocks * BLOCK * LANES, task // blocks
         b, k = rest // conv.directions, rest % conv.directions
         for channel in range(start, min(conv.channels, start + BLOCK * LANES), LANES):
             _forward_vector(b, k, channel, conv, x, weight, bias, u, scratch)
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
 @kernel
 def conv_backward_kernel(counter, tasks, scratch, conv, du, x, weight, bias, dx, dweight, dbias):
     """Writes the gradients; those of the parameters one part an image."""
     blocks = (conv.channels + BLOCK * LANES - 1) // (BLOCK * LANES)
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         b, start = task // blocks, task % blocks * BLOCK * LANES
         for k in range(conv.directions):
@@ -177,7 +177,7 @@ def conv_backward_kernel(counter, tasks, scratch, conv, du, x, weight, bias, dx,
                 _backward_vector(
                     b, k, channel, conv, du, x, weight, bias, dx, dweight, dbias, scratch
                 )
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
 def _scratch(width: int) -> int:

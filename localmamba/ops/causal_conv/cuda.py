@@ -7,19 +7,19 @@ import torch
 import triton
 import triton.language as tl
 
-from .._common.launch import Kernel
 from .._common.partials import sum_partials
 from .._common.registration import in_dtypes
 from .._common.tokens import scan_major
-from .._common.triton_math import (
+from .._common.triton_common import (
     WAVE,
-    as_read,
+    Kernel,
+    as_int32,
     cdiv,
     device_of,
     next_power_of_2,
-    program_of_three,
+    program_3d,
     sigmoid,
-    silu_slope,
+    silu_grad,
     store,
     unit_stride,
 )
@@ -57,7 +57,7 @@ def conv_forward_kernel(
     x, weight, bias, index, u, x_b, x_t, u_b, u_k, u_t, K, steps, channels,
     BT: tl.constexpr, BD: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    i_t, i_d, i_bk = program_of_three(tl.cdiv(steps, BT), tl.cdiv(channels, BD))
+    i_t, i_d, i_bk = program_3d(tl.cdiv(steps, BT), tl.cdiv(channels, BD))
     i_b, i_k = i_bk // K, i_bk % K
     o_d = i_d * BD + tl.arange(0, BD)
     o_t = i_t * BT + tl.arange(0, BT)
@@ -84,7 +84,7 @@ def before_silu_backward_kernel(
     of an image's steps are a row of `dparameters`, as the gradients lie: taps [K, D, W], bias
     [K, D].
     """
-    i_t, i_d, i_bk = program_of_three(blocks, tl.cdiv(channels, BD))
+    i_t, i_d, i_bk = program_3d(blocks, tl.cdiv(channels, BD))
     i_b, i_k = i_bk // K, i_bk % K
     o_d = i_d * BD + tl.arange(0, BD)
     o_w = tl.arange(0, BW)
@@ -108,7 +108,7 @@ def before_silu_backward_kernel(
         m = (o_t < steps)[:, None] & m_d[None, :]
         p_du = du + i_b * du_b + i_k * du_k + o_t[:, None] * du_t + o_d[None, :]
         b_g = tl.load(p_du, mask=m, other=0.0).to(tl.float32)
-        b_g *= silu_slope(b_u, b_gate)
+        b_g *= silu_grad(b_u, b_gate)
         tl.store(dpre + (i_bk * steps + o_t[:, None]) * channels + o_d[None, :], b_g, mask=m)
         b_dbias += b_g
         b_dweight += b_g[None, :, :] * b_x
@@ -126,7 +126,7 @@ def taps_backward_kernel(
     BT: tl.constexpr, BD: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """dx of a block of tokens: each gathers from the W steps that read it, in all directions."""
-    i_t, i_d, i_b = program_of_three(tl.cdiv(length, BT), tl.cdiv(channels, BD))
+    i_t, i_d, i_b = program_3d(tl.cdiv(length, BT), tl.cdiv(channels, BD))
     o_d = i_d * BD + tl.arange(0, BD)
     o_t = i_t * BT + tl.arange(0, BT)
     m_d = o_d < channels
@@ -155,7 +155,7 @@ def invert_kernel(index, inverse, steps, length, BT: tl.constexpr):
 
 
 def forward(x, weight, bias, index):
-    index = as_read(index)
+    index = as_int32(index)
     x, weight, bias = unit_stride(x), weight.contiguous(), bias.contiguous()
     batch, _, channels = x.shape
     directions, steps = index.shape
@@ -180,7 +180,7 @@ def _tiles(steps: int, sequences: int) -> int:
 
 
 def backward(du, x, weight, bias, index):
-    inputs, index = (x, weight, bias), as_read(index)
+    inputs, index = (x, weight, bias), as_int32(index)
     du, x, weight, bias = unit_stride(du), unit_stride(x), weight.contiguous(), bias.contiguous()
     batch, length, channels = x.shape
     directions, steps = index.shape

@@ -7,24 +7,27 @@ from typing import NamedTuple
 
 import torch
 
-from .._common.jit import inline, kernel
+from .._common.numba_jit import inline, kernel, run
 from .._common.registration import in_dtypes
-from .._common.row_math import (
+from .._common.rows import (
     ONE,
+    Rows,
     add,
     add_product,
     dot,
     fill_row,
+    floats,
     gate,
     multiply,
-    normalise,
-    normalise_backward,
+    normalize,
+    normalize_backward,
     put_row,
+    row,
+    rows,
     take_row,
+    whole_vectors,
 )
-from .._common.rows import Rows, floats, row, rows, whole_vectors
-from .._common.threads import run
-from .._common.vectors import LANES, VECTOR_BYTES, draw, load_float, store_float
+from .._common.simd import LANES, VECTOR_BYTES, atomic_add, load_float, store_float
 from .cpu_pool import tokens_of
 
 _COST = 6
@@ -92,14 +95,14 @@ def merge_forward_kernel(counter, tasks, scratch, shape, inputs, out):
     gates, value, x = scratch, scratch + size, scratch + 2 * size
     weights = scratch + 3 * size
     norm_weight = weights + shape.directions * size
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         b, start = task // shape.blocks, task % shape.blocks * shape.block
         _take_weights(inputs, b, shape, weights)
         for token in range(start, min(shape.tokens, start + shape.block)):
             _weighed_sum(inputs, b, token, shape, weights, value, x)
             if inputs.norm_weight.base:
-                normalise(x, channels, shape.eps, True)
+                normalize(x, channels, shape.eps, True)
                 multiply(x, norm_weight, ONE, vectors, x)
                 add(norm_weight + size, vectors, x)
             if inputs.z.base:
@@ -107,7 +110,7 @@ def merge_forward_kernel(counter, tasks, scratch, shape, inputs, out):
                 gate(gates, vectors, gates, value)
                 multiply(x, gates, ONE, vectors, x)
             put_row(x, channels, row(out, b, 0, token))
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
 @inline
@@ -121,7 +124,7 @@ def _through_gate_and_norm(b, token, shape, inputs, gradients, task, scratch, we
     if inputs.z.base or inputs.norm_weight.base:
         _weighed_sum(inputs, b, token, shape, weights, value, x)
     if inputs.norm_weight.base:
-        scale = normalise(x, channels, shape.eps, True)
+        scale = normalize(x, channels, shape.eps, True)
     if inputs.z.base:
         take_row(row(inputs.z, b, 0, token), channels, gates)
         gate(gates, vectors, gates, slopes)
@@ -138,7 +141,7 @@ def _through_gate_and_norm(b, token, shape, inputs, gradients, task, scratch, we
         add_product(g, x, ONE, vectors, parts + shape.directions * size)
         add(g, vectors, parts + (shape.directions + 1) * size)
         multiply(g, norm_weight, ONE, vectors, g)
-        normalise_backward(g, x, channels, scale, True)
+        normalize_backward(g, x, channels, scale, True)
 
 
 @inline
@@ -165,7 +168,7 @@ def merge_backward_kernel(counter, tasks, scratch, shape, inputs, dout, gradient
     size = vectors * VECTOR_BYTES
     value, g, weights = scratch + 2 * size, scratch + 5 * size, scratch + 6 * size
     parts = weights + (shape.directions + 2) * size
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         b, start = task // shape.blocks, task % shape.blocks * shape.block
         _take_weights(inputs, b, shape, weights)
@@ -183,7 +186,7 @@ def merge_backward_kernel(counter, tasks, scratch, shape, inputs, dout, gradient
             at = parts + shape.directions * size
             put_row(at, channels, row(gradients.norm_weight, task, 0, 0))
             put_row(at + size, channels, row(gradients.norm_bias, task, 0, 0))
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
 def _arguments(y, channel_weights, token_weights, z, norm_weight, norm_bias, eps):

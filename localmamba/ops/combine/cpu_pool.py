@@ -8,22 +8,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._common.jit import kernel
-from .._common.row_math import (
+from .._common.numba_jit import kernel, run
+from .._common.rows import (
     ONE,
     add,
     add_product,
     fill_row,
+    floats,
     gate,
     multiply,
-    normalise,
-    normalise_backward,
+    normalize,
+    normalize_backward,
     put_row,
+    row,
+    rows,
     take_row,
+    whole_vectors,
 )
-from .._common.rows import floats, row, rows, whole_vectors
-from .._common.threads import run
-from .._common.vectors import LANES, VECTOR_BYTES, draw
+from .._common.simd import LANES, VECTOR_BYTES, atomic_add
 
 _COST = 12
 """Vector operations for each vector of y, backward about twice as many."""
@@ -53,7 +55,7 @@ def pool_forward_kernel(counter, tasks, scratch, shape, y, z, sums):
     channels, vectors = shape.channels, whole_vectors(shape.channels)
     size = vectors * VECTOR_BYTES
     gates, x, parts = scratch, scratch + size, scratch + 2 * size
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         b, start = task // shape.blocks, task % shape.blocks * shape.block
         fill_row(0.0, shape.directions * vectors, parts)
@@ -65,11 +67,11 @@ def pool_forward_kernel(counter, tasks, scratch, shape, y, z, sums):
                 take_row(row(y, b, k, token), channels, x)
                 if z.base:
                     multiply(x, gates, ONE, vectors, x)
-                normalise(x, channels, shape.eps, True)
+                normalize(x, channels, shape.eps, True)
                 add(x, vectors, parts + k * size)
         for k in range(shape.directions):
             put_row(parts + k * size, channels, row(sums, task, k, 0))
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
 @kernel
@@ -83,7 +85,7 @@ def pool_backward_kernel(counter, tasks, scratch, shape, y, z, slant, onto, dy, 
     gates, slopes, value = scratch, scratch + size, scratch + 2 * size
     x, g, dgate = value + size, value + 2 * size, value + 3 * size
     fill_row(1.0, vectors, gates)
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         b, start = task // shape.blocks, task % shape.blocks * shape.block
         for token in range(start, min(shape.tokens, start + shape.block)):
@@ -94,9 +96,9 @@ def pool_backward_kernel(counter, tasks, scratch, shape, y, z, slant, onto, dy, 
             for k in range(shape.directions):
                 take_row(row(y, b, k, token), channels, value)
                 multiply(value, gates, ONE, vectors, x)
-                scale = normalise(x, channels, shape.eps, True)
+                scale = normalize(x, channels, shape.eps, True)
                 take_row(row(slant, b, k, 0), channels, g)
-                normalise_backward(g, x, channels, scale, True)
+                normalize_backward(g, x, channels, scale, True)
                 if z.base:
                     add_product(g, value, ONE, vectors, dgate)
                     multiply(g, gates, ONE, vectors, g)
@@ -107,7 +109,7 @@ def pool_backward_kernel(counter, tasks, scratch, shape, y, z, slant, onto, dy, 
             if z.base:
                 multiply(dgate, slopes, ONE, vectors, dgate)
                 put_row(dgate, channels, row(dz, b, 0, token))
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
 def pool_forward(y, z, eps):

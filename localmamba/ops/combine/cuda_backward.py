@@ -10,24 +10,23 @@ import torch
 import triton
 import triton.language as tl
 
-from .._common.launch import Kernel
 from .._common.partials import sum_partials
 from .._common.registration import in_dtypes
 from .._common.tiles import (
     SMALL_TILE,
     TILE,
     add_rows,
-    centred_rows,
+    centered_rows,
     channel_offsets,
     float_rows,
     load,
     load_directions,
     load_rows,
     multiply_rows,
-    norm_gradient,
+    norm_grad,
     scale_rows,
+    silu_grad_rows,
     silu_rows,
-    silu_slope_rows,
     store_rows,
     store_sums,
     sum_rows,
@@ -36,7 +35,15 @@ from .._common.tiles import (
     token_strides,
     zero_rows,
 )
-from .._common.triton_math import cdiv, device_of, program_of_two, sigmoid, silu_slope, unit_stride
+from .._common.triton_common import (
+    Kernel,
+    cdiv,
+    device_of,
+    program_2d,
+    sigmoid,
+    silu_grad,
+    unit_stride,
+)
 from .cuda_channel_weights import channel_weights_parts
 from .cuda_merge import optional_contiguous, weighed, weighed_sum
 from .cuda_select_backward import backward_of_parts
@@ -52,7 +59,7 @@ _BRANCH_TOKENS = 4
 def _gate_gradient(b_g, b_normed, b_z, p_dz, m):
     """The gradient of what is gated; stores that of the gate."""
     b_gate = sigmoid(b_z)
-    tl.store(p_dz, b_g * b_normed * silu_slope(b_z, b_gate), mask=m)
+    tl.store(p_dz, b_g * b_normed * silu_grad(b_z, b_gate), mask=m)
     return b_g * (b_z * b_gate)
 
 
@@ -63,7 +70,7 @@ def _gate_and_norm_gradient(
 ):  # fmt: skip
     """The gradient of the sum, and what it adds to those of the norm's weight and bias."""
     if HAS_NORM:
-        centred, b_rstd = centred_rows(b_sum, o_d, m_t, D, eps)
+        centred, b_rstd = centered_rows(b_sum, o_d, m_t, D, eps)
     gradients, dweight, dbias = (), (), ()
     for i in tl.static_range(len(o_d)):
         m = m_t & (o_d[i] < D)
@@ -79,7 +86,7 @@ def _gate_and_norm_gradient(
         dbias += (b_piece,)
         gradients += (b_piece * b_weight,)
     if HAS_NORM:
-        gradients = norm_gradient(gradients, centred, b_rstd, 1.0, D)
+        gradients = norm_grad(gradients, centred, b_rstd, 1.0, D)
     return gradients, dweight, dbias
 
 
@@ -90,13 +97,13 @@ def sum_backward_kernel(
     dsum, dz, dnorm_weight, dnorm_bias, dout_b, dout_t, z_b, z_t, length, blocks, eps,
     K: tl.constexpr, D: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
     HAS_Z: tl.constexpr, HAS_NORM: tl.constexpr, TOKENS: tl.constexpr,
-    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the sum over directions, and partial sums of those of the norm."""
-    i_t, i_b = program_of_two(blocks)
-    o_d = channel_offsets(PIECES, PARTS)
-    dweight = zero_rows(PIECES, PARTS, BT)
-    dbias = zero_rows(PIECES, PARTS, BT)
+    i_t, i_b = program_2d(blocks)
+    o_d = channel_offsets(TILES, PARTS)
+    dweight = zero_rows(TILES, PARTS, BT)
+    dbias = zero_rows(TILES, PARTS, BT)
     for i in range(0, TOKENS, BT):
         o_t = i_t * TOKENS + i + token_offsets(BT)
         m_t = o_t < length
@@ -107,7 +114,7 @@ def sum_backward_kernel(
             b_z = load_rows(z + i_b * z_b + o_t.to(tl.int64) * z_t, o_d, m_t, D)
         b_sum = weighed_sum(
             y, channel_weights, token_weights, i_b, o_t, o_d, m_t, length,
-            K, D, HAS_CHANNEL, HAS_TOKEN, BK, PIECES, PARTS, BT,
+            K, D, HAS_CHANNEL, HAS_TOKEN, BK, TILES, PARTS, BT,
         )  # fmt: skip
         b_dsum, b_dweight, b_dbias = _gate_and_norm_gradient(
             b_sum, b_g, b_z, norm_weight, norm_bias, dz + o_out if HAS_Z else dz,
@@ -142,8 +149,8 @@ def _weighed_gradient(
 def _pooling_gradient(gated, dmeans, o_bk, o_t, o_d, m_t, length, D: tl.constexpr, eps):
     """Of the gated outputs of a direction."""
     b_g = float_rows(load_rows(dmeans + o_bk * D + o_t * 0, o_d, m_t, D))
-    centred, b_rstd = centred_rows(gated, o_d, m_t, D, eps)
-    return norm_gradient(b_g, centred, b_rstd, 1.0 / length, D)
+    centred, b_rstd = centered_rows(gated, o_d, m_t, D, eps)
+    return norm_grad(b_g, centred, b_rstd, 1.0 / length, D)
 
 
 @Kernel
@@ -153,16 +160,16 @@ def branch_backward_kernel(
     sum_b, sum_t, z_b, z_t, length, blocks, eps, K: tl.constexpr, D: tl.constexpr,
     HAS_SUM: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
     HAS_POOL: tl.constexpr, HAS_Z: tl.constexpr, ADDS_DZ: tl.constexpr, TOKENS: tl.constexpr,
-    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """The gradients of every direction's output, of its token weights and of the pooling's gate."""
-    i_t, i_b = program_of_two(blocks)
-    o_d = channel_offsets(PIECES, PARTS)
+    i_t, i_b = program_2d(blocks)
+    o_d = channel_offsets(TILES, PARTS)
     for i in range(0, TOKENS, BT):
         o_t = i_t * TOKENS + i + token_offsets(BT)
         m_t = o_t < length
         o_z, o_dz = i_b * z_b + o_t.to(tl.int64) * z_t, (i_b * length + o_t) * D
-        b_dact = zero_rows(PIECES, PARTS, BT)
+        b_dact = zero_rows(TILES, PARTS, BT)
         if HAS_SUM:
             b_dsum = load_rows(dsum + i_b * sum_b + o_t.to(tl.int64) * sum_t, o_d, m_t, D)
         if HAS_Z:
@@ -173,7 +180,7 @@ def branch_backward_kernel(
                 o_bk = i_b * K + k + j
                 m_y = m_t & (k + j + o_t * 0 < K)
                 b_y = float_rows(directions[j])
-                b_dy = zero_rows(PIECES, PARTS, BT)
+                b_dy = zero_rows(TILES, PARTS, BT)
                 if HAS_SUM:
                     b_dy = _weighed_gradient(
                         b_dsum, b_y, channel_weights, token_weights, dtoken, o_bk, o_t, o_d, m_y,
@@ -189,7 +196,7 @@ def branch_backward_kernel(
                 store_rows(dy + (o_bk * length + o_t) * D, b_dy, o_d, m_y, D, False)
         if HAS_Z:
             # z is read again rather than kept, for its registers.
-            b_dz = multiply_rows(b_dact, silu_slope_rows(load_rows(z + o_z, o_d, m_t, D)))
+            b_dz = multiply_rows(b_dact, silu_grad_rows(load_rows(z + o_z, o_d, m_t, D)))
             if ADDS_DZ:
                 b_dz = add_rows(b_dz, load_rows(dz + o_dz, o_d, m_t, D))
             store_rows(dz + o_dz, b_dz, o_d, m_t, D, False)

@@ -4,9 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._common.launch import Kernel
 from .._common.tiles import load, token_strides
-from .._common.triton_math import cdiv, program_of_three
+from .._common.triton_common import Kernel, cdiv, program_3d
 
 _TOKENS, _CHANNELS = 64, 64
 """Of a program."""
@@ -23,7 +22,7 @@ def channel_weights_backward_kernel(
     BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Sums over some tokens of output times the gradient of the sum."""
-    i_d, i_t, i_b = program_of_three(tl.cdiv(channels, BD), blocks)
+    i_d, i_t, i_b = program_3d(tl.cdiv(channels, BD), blocks)
     o_d = i_d * BD + tl.arange(0, BD)[None, :]
     i_bk = i_b * K + tl.program_id(1) * BK
     left = K - tl.program_id(1) * BK

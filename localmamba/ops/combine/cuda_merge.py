@@ -7,10 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .._common.launch import Kernel
 from .._common.tiles import (
     add_rows,
-    centred_rows,
+    centered_rows,
     channel_offsets,
     load,
     load_directions,
@@ -24,7 +23,7 @@ from .._common.tiles import (
     token_strides,
     zero_rows,
 )
-from .._common.triton_math import cdiv, device_of, program_of_two, unit_stride
+from .._common.triton_common import Kernel, cdiv, device_of, program_2d, unit_stride
 
 _TOKENS = 4
 """Tokens of a program: they share the channel weights in the L1 cache."""
@@ -48,10 +47,10 @@ def weighed(
 def weighed_sum(
     y, channel_weights, token_weights, i_b, o_t, o_d, m_t, length,
     K: tl.constexpr, D: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
-    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """Rows summed over all directions."""
-    total = zero_rows(PIECES, PARTS, BT)
+    total = zero_rows(TILES, PARTS, BT)
     for k in range(0, K, BK):
         directions = load_directions(y, i_b, k, o_t, o_d, m_t, length, K, D, BK)
         for j in tl.static_range(BK):
@@ -70,10 +69,10 @@ def merge_forward_kernel(
     z_b, z_t, length, blocks, eps,
     K: tl.constexpr, D: tl.constexpr, HAS_CHANNEL: tl.constexpr, HAS_TOKEN: tl.constexpr,
     HAS_Z: tl.constexpr, HAS_NORM: tl.constexpr, TOKENS: tl.constexpr,
-    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    i_t, i_b = program_of_two(blocks)
-    o_d = channel_offsets(PIECES, PARTS)
+    i_t, i_b = program_2d(blocks)
+    o_d = channel_offsets(TILES, PARTS)
     for i in range(0, TOKENS, BT):
         o_t = i_t * TOKENS + i + token_offsets(BT)
         m_t = o_t < length
@@ -81,10 +80,10 @@ def merge_forward_kernel(
             b_z = load_rows(z + i_b * z_b + o_t.to(tl.int64) * z_t, o_d, m_t, D)
         rows = weighed_sum(
             y, channel_weights, token_weights, i_b, o_t, o_d, m_t, length,
-            K, D, HAS_CHANNEL, HAS_TOKEN, BK, PIECES, PARTS, BT,
+            K, D, HAS_CHANNEL, HAS_TOKEN, BK, TILES, PARTS, BT,
         )  # fmt: skip
         if HAS_NORM:
-            centred, b_rstd = centred_rows(rows, o_d, m_t, D, eps)
+            centred, b_rstd = centered_rows(rows, o_d, m_t, D, eps)
             rows = scale_rows(centred, b_rstd)
             rows = multiply_rows(rows, load_rows(norm_weight + o_t * 0, o_d, m_t, D))
             rows = add_rows(rows, load_rows(norm_bias + o_t * 0, o_d, m_t, D))

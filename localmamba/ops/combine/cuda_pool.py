@@ -7,13 +7,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .._common.launch import Kernel
 from .._common.partials import sum_partials
 from .._common.tiles import (
     SMALL_TILE,
     TILE,
     add_rows,
-    centred_rows,
+    centered_rows,
     channel_offsets,
     float_rows,
     load_directions,
@@ -27,7 +26,7 @@ from .._common.tiles import (
     token_strides,
     zero_rows,
 )
-from .._common.triton_math import cdiv, device_of, program_of_two, unit_stride
+from .._common.triton_common import Kernel, cdiv, device_of, program_2d, unit_stride
 
 _TOKENS = 16
 """Tokens of a program."""
@@ -38,15 +37,15 @@ _TOKENS = 16
 def pool_forward_kernel(
     y, z, sums, z_b, z_t, length, blocks, eps,
     K: tl.constexpr, D: tl.constexpr, HAS_Z: tl.constexpr, TOKENS: tl.constexpr,
-    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """What the tokens of a program add to the means of its directions."""
-    i_t, i_b = program_of_two(blocks)
+    i_t, i_b = program_2d(blocks)
     k = tl.program_id(1) * BK
-    o_d = channel_offsets(PIECES, PARTS)
+    o_d = channel_offsets(TILES, PARTS)
     totals = ()
     for _ in tl.static_range(BK):
-        totals += (zero_rows(PIECES, PARTS, BT),)
+        totals += (zero_rows(TILES, PARTS, BT),)
     o_first = i_t * TOKENS + token_offsets(BT)
     end = tl.minimum(length, (i_t + 1) * TOKENS)
     following = load_directions(y, i_b, k, o_first, o_d, o_first < end, length, K, D, BK)
@@ -64,7 +63,7 @@ def pool_forward_kernel(
             rows = float_rows(directions[j])
             if HAS_Z:
                 rows = multiply_rows(rows, act)
-            centred, b_rstd = centred_rows(rows, o_d, m_t, D, eps)
+            centred, b_rstd = centered_rows(rows, o_d, m_t, D, eps)
             added += (add_rows(totals[j], scale_rows(centred, b_rstd)),)
         totals = added
     for j in tl.static_range(BK):

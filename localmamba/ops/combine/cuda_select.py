@@ -13,15 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._common.launch import Kernel
 from .._common.tiles import load
-from .._common.triton_math import (
+from .._common.triton_common import (
     WAVE,
+    Kernel,
     cdiv,
     device_of,
     next_power_of_2,
-    program_of_three,
-    program_of_two,
+    program_2d,
+    program_3d,
     sigmoid,
 )
 
@@ -117,7 +117,7 @@ def reduce_kernel(
     BN: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """The affine part of the pooling's norm, and a part of the first layer's sum over channels."""
-    i_n, i_r, i_s = program_of_three(tl.cdiv(rows, BN), tl.cdiv(width, BR))
+    i_n, i_r, i_s = program_3d(tl.cdiv(rows, BN), tl.cdiv(width, BR))
     o_n = row_offsets(i_n, BN)
     o_r = i_r * BR + tl.arange(0, BR)[None, :]
     b_sum = tl.zeros([BN, BR], tl.float32)
@@ -140,7 +140,7 @@ def select_kernel(
     SPLITS: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """GELU, the second layer and sigmoid; keeps what the first layer answers."""
-    i_d, i_n = program_of_two(tl.cdiv(channels, BD))
+    i_d, i_n = program_2d(tl.cdiv(channels, BD))
     o_n = row_offsets(i_n, BN)
     o_d = i_d * BD + tl.arange(0, BD)[None, :]
     b_sum = tl.zeros([BN, BD], tl.float32)

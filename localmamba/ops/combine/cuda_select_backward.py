@@ -9,10 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .._common.launch import Kernel
 from .._common.partials import sum_partials
 from .._common.tiles import load
-from .._common.triton_math import cdiv, device_of, next_power_of_2, program_of_three, program_of_two
+from .._common.triton_common import Kernel, cdiv, device_of, next_power_of_2, program_2d, program_3d
 from .cuda_select import ROWS, gelu, product, row_offsets, sizes_of, sum_of_parts
 
 _PROGRAMS = 64
@@ -50,7 +49,7 @@ def logits_backward_kernel(
     AT_ONCE: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the logits, and a part of the sum that leads it through the second layer."""
-    i_n, i_r, i_s = program_of_three(tl.cdiv(rows, BN), tl.cdiv(width, BR))
+    i_n, i_r, i_s = program_3d(tl.cdiv(rows, BN), tl.cdiv(width, BR))
     o_n = row_offsets(i_n, BN)
     o_r = i_r * BR + tl.arange(0, BR)[None, :]
     b_sum = tl.zeros([BN, BR], tl.float32)
@@ -79,7 +78,7 @@ def means_backward_kernel(
 
     The sums, `dpool`, are of the gradients of the pooling's weight and bias, [2, tiles, channels].
     """
-    i_d, i_n = program_of_two(tl.cdiv(channels, BD))
+    i_d, i_n = program_2d(tl.cdiv(channels, BD))
     o_n = row_offsets(i_n, BN)
     o_d = i_d * BD + tl.arange(0, BD)[None, :]
     m_d = o_d < channels
@@ -122,7 +121,7 @@ def parameters_backward_kernel(
     BN: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """A tile of the gradients of both weights; the first programs of a row or column, the rest."""
-    i_d, i_r = program_of_two(tl.cdiv(channels, BD))
+    i_d, i_r = program_2d(tl.cdiv(channels, BD))
     o_d = i_d * BD + tl.arange(0, BD)[None, :]
     o_r = i_r * BR + tl.arange(0, BR)[None, :]
     m_d, m_r = o_d < channels, o_r < width

@@ -11,16 +11,16 @@ import torch
 import triton
 import triton.language as tl
 
-from .._common.launch import Kernel
 from .._common.partials import sum_partials
 from .._common.registration import in_dtypes
-from .._common.triton_math import (
+from .._common.triton_common import (
     WAVE,
+    Kernel,
     cdiv,
     device_of,
     next_power_of_2,
     sigmoid,
-    silu_slope,
+    silu_grad,
     store,
     unit_stride,
 )
@@ -203,7 +203,7 @@ def before_silu_backward_kernel(
                 b_pre = tl.zeros([BW, BD], tl.float32) + b_bias[None, :]
                 for j in tl.static_range(S * S):
                     b_pre += taps[j][None, :] * rows[i * S + j]
-                b_g = gradients[i].to(tl.float32) * silu_slope(b_pre, sigmoid(b_pre))
+                b_g = gradients[i].to(tl.float32) * silu_grad(b_pre, sigmoid(b_pre))
                 m = _mask(i_h + i, o_w, height, width, m_d)
                 tl.store(p_dpre, b_g, mask=m)
                 p_dpre += width * channels

@@ -8,23 +8,26 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .._common.jit import kernel
-from .._common.row_math import (
+from .._common.numba_jit import kernel, run
+from .._common.rows import (
     ONE,
+    Rows,
     add,
     add_product,
     fill_row,
+    floats,
     multiply,
-    normalise,
-    normalise_backward,
+    normalize,
+    normalize_backward,
     put_row,
+    row,
+    rows,
     scale_row,
     take_row,
     turn,
+    whole_vectors,
 )
-from .._common.rows import Rows, floats, row, rows, whole_vectors
-from .._common.threads import run
-from .._common.vectors import LANES, VECTOR_BYTES, draw, load_float
+from .._common.simd import LANES, VECTOR_BYTES, atomic_add, load_float
 
 _COST = 12
 """Vector operations for each vector of tokens, backward about twice as many."""
@@ -61,7 +64,7 @@ def norm_forward_kernel(
     take_row(p.weight.base, channels, weight)
     if p.bias.base:
         take_row(p.bias.base, channels, bias)
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         start = task * shape.block
         for token in range(start, min(shape.tokens, start + shape.block)):
@@ -78,12 +81,12 @@ def norm_forward_kernel(
                 turn(x, other, sin, ONE, vectors)
             if stream.base:
                 put_row(x, channels, row(stream, 0, 0, token))
-            normalise(x, channels, shape.eps, p.bias.base != 0)
+            normalize(x, channels, shape.eps, p.bias.base != 0)
             multiply(x, weight, ONE, vectors, x)
             if p.bias.base:
                 add(bias, vectors, x)
             put_row(x, channels, row(normed, 0, 0, token))
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
 @kernel
@@ -96,18 +99,18 @@ def norm_backward_kernel(
     g, x, other = scratch, scratch + size, scratch + 2 * size
     weight, parts = scratch + 3 * size, scratch + 4 * size
     take_row(p.weight.base, channels, weight)
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         start = task * shape.block
         fill_row(0.0, 2 * vectors, parts)
         for token in range(start, min(shape.tokens, start + shape.block)):
             take_row(row(dnormed, 0, 0, token), channels, g)
             take_row(row(stream, 0, 0, token), channels, x)
-            scale = normalise(x, channels, shape.eps, p.bias.base != 0)
+            scale = normalize(x, channels, shape.eps, p.bias.base != 0)
             add_product(g, x, ONE, vectors, parts)
             add(g, vectors, parts + size)
             multiply(g, weight, ONE, vectors, g)
-            normalise_backward(g, x, channels, scale, p.bias.base != 0)
+            normalize_backward(g, x, channels, scale, p.bias.base != 0)
             if dstream.base:
                 take_row(row(dstream, 0, 0, token), channels, other)
                 add(other, vectors, g)
@@ -123,7 +126,7 @@ def norm_backward_kernel(
             put_row(g, channels, row(dhidden, 0, 0, token))
         put_row(parts, channels, row(sums, 0, task, 0))
         put_row(parts + size, channels, row(sums, 0, task, 1))
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
 def _flat(x):

@@ -7,9 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .._common.launch import Kernel
 from .._common.partials import sum_partials
-from .._common.triton_math import WAVE, cdiv, device_of, store
+from .._common.triton_common import WAVE, Kernel, cdiv, device_of, store
 from .row_pieces import (
     load_parameter,
     load_pieces,
@@ -76,19 +75,19 @@ def norm_forward_kernel(
     hidden, residual, weight, bias, cos, sin, scale, normed, stream, rows, length, image, eps,
     HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr, ROTARY: tl.constexpr,
     SCALED: tl.constexpr, KEEP_STREAM: tl.constexpr,
-    C: tl.constexpr, PIECES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    C: tl.constexpr, TILES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0).to(tl.int64) * BT
     o_t = first + tl.arange(0, BT)
     m_t = o_t < rows
-    hiddens = load_pieces(hidden + first * C, m_t, C, PIECES, BT, BD)
+    hiddens = load_pieces(hidden + first * C, m_t, C, TILES, BT, BD)
     if HAS_RESIDUAL:
-        residuals = load_pieces(residual + first * C, m_t, C, PIECES, BT, BD)
+        residuals = load_pieces(residual + first * C, m_t, C, TILES, BT, BD)
     if SCALED:
         b_factor = _factors(scale, o_t, m_t, image)
     o_x = row_offsets(C, BT, BD)
     pieces = ()
-    for piece in tl.static_range(PIECES):
+    for piece in tl.static_range(TILES):
         o_piece, m = first * C + piece * BD, piece_mask(piece, m_t, C, BD)
         b_x = hiddens[piece]
         if SCALED:
@@ -102,10 +101,10 @@ def norm_forward_kernel(
         pieces += (b_x,)
     pieces = _centred(pieces, m_t, CENTRED, C, BD)
     b_rstd = _rstd(pieces, m_t, eps, C)
-    weights = load_parameter(weight, C, PIECES, BT, BD)
+    weights = load_parameter(weight, C, TILES, BT, BD)
     if CENTRED:
-        biases = load_parameter(bias, C, PIECES, BT, BD)
-    for piece in tl.static_range(PIECES):
+        biases = load_parameter(bias, C, TILES, BT, BD)
+    for piece in tl.static_range(TILES):
         m = piece_mask(piece, m_t, C, BD)
         b_y = pieces[piece] * b_rstd[:, None] * weights[piece]
         if CENTRED:
@@ -120,35 +119,35 @@ def norm_backward_kernel(
     rows, length, image, share, eps,
     HAS_DSTREAM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, CENTRED: tl.constexpr,
     ROTARY: tl.constexpr, SCALED: tl.constexpr,
-    C: tl.constexpr, PIECES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    C: tl.constexpr, TILES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     i_p = tl.program_id(0)
-    weights = load_parameter(weight, C, PIECES, BT, BD)
+    weights = load_parameter(weight, C, TILES, BT, BD)
     o_x = row_offsets(C, BT, BD)
     dweights = ()
-    for _ in tl.static_range(PIECES):
+    for _ in tl.static_range(TILES):
         dweights += (tl.zeros([BT, BD], tl.float32),)
     dbiases = dweights
     for i in range(0, share, BT):
         first = i_p.to(tl.int64) * share + i
         o_t = first + tl.arange(0, BT)
         m_t = o_t < rows
-        streams = load_pieces(stream + first * C, m_t, C, PIECES, BT, BD)
-        gradients = load_pieces(dnormed + first * C, m_t, C, PIECES, BT, BD)
+        streams = load_pieces(stream + first * C, m_t, C, TILES, BT, BD)
+        gradients = load_pieces(dnormed + first * C, m_t, C, TILES, BT, BD)
         if HAS_DSTREAM:
-            dstreams = load_pieces(dstream + first * C, m_t, C, PIECES, BT, BD)
+            dstreams = load_pieces(dstream + first * C, m_t, C, TILES, BT, BD)
         if SCALED:
             b_factor = _factors(scale, o_t, m_t, image)
         centred = _centred(streams, m_t, CENTRED, C, BD)
         weighed = ()
-        for piece in tl.static_range(PIECES):
+        for piece in tl.static_range(TILES):
             weighed += (gradients[piece] * weights[piece],)
         b_rstd = _rstd(centred, m_t, eps, C)
         b_along = mean_of_products(centred, weighed, C) * b_rstd * b_rstd
         if CENTRED:
             b_mean = mean_of_rows(weighed, C)
         dweights_here, dbiases_here = (), ()
-        for piece in tl.static_range(PIECES):
+        for piece in tl.static_range(TILES):
             o_piece, m = first * C + piece * BD, piece_mask(piece, m_t, C, BD)
             b_xhat = centred[piece] * b_rstd[:, None]
             dweights_here += (dweights[piece] + gradients[piece] * b_xhat,)
@@ -167,7 +166,7 @@ def norm_backward_kernel(
                 b_g *= b_factor[:, None]
             tl.store(dhidden + o_piece + o_x, b_g, mask=m)
         dweights, dbiases = dweights_here, dbiases_here
-    for piece in tl.static_range(PIECES):
+    for piece in tl.static_range(TILES):
         o_d = piece * BD + tl.arange(0, BD)
         tl.store(dweight + i_p * C + o_d, tl.sum(dweights[piece], axis=0), mask=o_d < C)
         if CENTRED:

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from .._common.tiles import add_pieces, multiply_rows
-from .._common.triton_math import cdiv, next_power_of_2
+from .._common.tiles import add_tiles, multiply_rows
+from .._common.triton_common import cdiv, next_power_of_2
 
 _VALUES = 512
 """Of a piece: four for each lane of four warps, 16 bytes in float32."""
@@ -31,7 +31,7 @@ class RowTile(NamedTuple):
     def arguments(self, channels: int) -> dict[str, int]:
         """As the kernels take them."""
         return {
-            "C": channels, "PIECES": self.pieces, "BT": self.rows, "BD": self.width,
+            "C": channels, "TILES": self.pieces, "BT": self.rows, "BD": self.width,
             "num_warps": self.warps,
         }  # fmt: skip
 
@@ -62,22 +62,22 @@ def piece_mask(piece: tl.constexpr, m_t, C: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def load_pieces(
-    p_x, m_t, C: tl.constexpr, PIECES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr
+    p_x, m_t, C: tl.constexpr, TILES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
     """Rows from a pointer on, in float32; 0 outside the mask."""
     o_x, pieces = row_offsets(C, BT, BD), ()
-    for piece in tl.static_range(PIECES):
+    for piece in tl.static_range(TILES):
         b_x = tl.load(p_x + piece * BD + o_x, mask=piece_mask(piece, m_t, C, BD), other=0.0)
         pieces += (b_x.to(tl.float32),)
     return pieces
 
 
 @triton.jit
-def load_parameter(x, C: tl.constexpr, PIECES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):
+def load_parameter(x, C: tl.constexpr, TILES: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):
     """A value for each channel, as rows: every lane reads what it needs, nothing is exchanged."""
     o_x = tl.zeros([BT, 1], tl.int32) + tl.arange(0, BD)[None, :]
     pieces = ()
-    for piece in tl.static_range(PIECES):
+    for piece in tl.static_range(TILES):
         b_x = tl.load(x + piece * BD + o_x, mask=piece * BD + o_x < C, other=0.0)
         pieces += (b_x.to(tl.float32),)
     return pieces
@@ -86,7 +86,7 @@ def load_parameter(x, C: tl.constexpr, PIECES: tl.constexpr, BT: tl.constexpr, B
 @triton.jit
 def mean_of_rows(rows, C: tl.constexpr):
     """[BT]."""
-    return tl.sum(add_pieces(rows), axis=1) * (1.0 / C)
+    return tl.sum(add_tiles(rows), axis=1) * (1.0 / C)
 
 
 @triton.jit

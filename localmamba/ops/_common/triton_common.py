@@ -1,12 +1,62 @@
 """What the Triton kernels share: scalar functions, one step of the recurrence, launch shapes."""
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+_VARIANTS = 1024
+"""Kept for a kernel; then it begins anew."""
+
+_ALIGNMENT = 16
+"""Triton compiles apart what starts at a multiple of so many bytes."""
+
+
+def variant(arguments: tuple, constants: dict[str, Any]) -> tuple:
+    """What Triton may have compiled a kernel for: numbers by value, tensors by what it looks at."""
+    found: list[Any] = []
+    for x in arguments:
+        if isinstance(x, Tensor):
+            found += (x.get_device(), x.dtype, x.data_ptr() % _ALIGNMENT == 0)
+        else:
+            found += (type(x), x)
+    return (*found, *constants.items())
+
+
+class Kernel:
+    """A function of `triton.jit` that is launched as before, `kernel[grid](...)`.
+
+    Arguments that are not constants come first and by position, constants by name. Off a GPU (in
+    Triton's interpreter, say), Triton launches.
+    """
+
+    def __init__(self, function: Any):
+        self.function = function
+        self.compiled: dict[tuple, tuple[Any, tuple]] = {}
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *arguments, **constants: self._launch(grid, arguments, constants)
+
+    def _launch(self, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:
+        if not any(isinstance(x, Tensor) and x.is_cuda for x in arguments):
+            self.function[grid](*arguments, **constants)
+            return
+        key = variant(arguments, constants)
+        found = self.compiled.get(key)
+        if found is not None:
+            kernel, by_position = found
+            kernel[(*grid, 1, 1)[:3]](*arguments, *by_position)
+            return
+        if len(self.compiled) >= _VARIANTS:
+            self.compiled.clear()
+        kernel = self.function[grid](*arguments, **constants)
+        names = self.function.arg_names[len(arguments) :]
+        self.compiled[key] = kernel, tuple(constants[name] for name in names)
+
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FP16_MAX = tl.constexpr(65504.0)
@@ -16,7 +66,7 @@ WAVE = 528
 
 
 @triton.jit
-def program_of_two(first):
+def program_2d(first):
     """Where a program stands in a grid of [second, first] programs that is launched flat.
 
     CUDA takes at most 65,535 programs along every axis of a grid but the first.
@@ -26,7 +76,7 @@ def program_of_two(first):
 
 
 @triton.jit
-def program_of_three(first, second):
+def program_3d(first, second):
     """The same for a grid of [third, second, first] programs."""
     i = tl.program_id(0)
     return i % first, i // first % second, (i // (first * second)).to(tl.int64)
@@ -40,7 +90,7 @@ def sigmoid(x):
 
 
 @triton.jit
-def silu_slope(x, gate):
+def silu_grad(x, gate):
     """d SiLU / dx, with gate = sigmoid(x)."""
     return gate * (1.0 + x * (1.0 - gate))
 
@@ -82,7 +132,7 @@ def step_size(dt, bias, SOFTPLUS: tl.constexpr):
 @triton.jit
 def sequence_of(K, channels, BD: tl.constexpr):
     """A scan's program's block of channels, image * K + direction, image and direction."""
-    i_d, i_bk = program_of_two(tl.cdiv(channels, BD))
+    i_d, i_bk = program_2d(tl.cdiv(channels, BD))
     return i_d, i_bk, i_bk // K, i_bk % K
 
 
@@ -160,7 +210,7 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def as_read(index: Tensor | None) -> Tensor | None:
+def as_int32(index: Tensor | None) -> Tensor | None:
     """Scan orders as the kernels read them: int32, side by side."""
     return index if index is None else index.to(torch.int32).contiguous()
 
