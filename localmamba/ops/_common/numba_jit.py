@@ -8,40 +8,68 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numba
 import torch
 
 _OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy"}
 
-inline = numba.jit(forceinline=True, **_OPTIONS)
+inline: Callable[[Callable[..., Any]], Any] = numba.jit(forceinline=True, **_OPTIONS)
 """Decorates a function that becomes part of the kernels that call it."""
 
 # forceinline=False: unset, it would be taken from the caller.
-function = numba.jit(forceinline=False, **_OPTIONS)
+function: Callable[[Callable[..., Any]], Any] = numba.jit(forceinline=False, **_OPTIONS)
 """Decorates a function that kernels call."""
 
 
-@lru_cache(maxsize=1)
-def _sources() -> str:
+@cache
+def _source_hash() -> str:
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def kernel(function: Callable) -> Callable:
-    """Decorates a function that Python calls: compiled at first use, kept on disk if possible."""
-    try:
-        compiled = numba.jit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # no folder to write to
-        return numba.jit(**_OPTIONS)(function)
-    # Numba compares the kernel's own file with what it kept, not the files of functions called.
-    file = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
-    if file is not None:
-        file._source_stamp = (file._source_stamp, _sources())
-    return compiled
+class Kernel:
+    """A compiled function that Python calls; compiled at first use and cached on disk if possible.
 
+    Numba invalidates a cached kernel when the kernel's own file changes, not the files of functions
+    that it calls. It names cache files by the qualified name, which therefore ends in a hash of all
+    sources.
+    """
+
+    def __init__(self, function: Callable[..., None]):
+        self._name = function.__qualname__
+        function.__qualname__ = f"{self._name}-{_source_hash()}"
+        self._function = function
+        try:
+            self.compiled = numba.jit(cache=True, **_OPTIONS)(function)
+            self._remove_cached(keep=_source_hash())
+        except RuntimeError:  # no folder to write to
+            self.compiled = numba.jit(**_OPTIONS)(function)
+
+    def __call__(self, *arguments: Any) -> None:
+        try:
+            self.compiled(*arguments)
+        except Exception:
+            # A kernel raises nothing itself: a file of the cache is damaged or cannot be written.
+            self._remove_cached()
+            self.compiled = numba.jit(**_OPTIONS)(self._function)
+            self.compiled(*arguments)
+
+    def _remove_cached(self, keep: str | None = None) -> None:
+        """Removes the kernel's cache files, or those of other versions of the sources."""
+        folder = self.compiled.stats.cache_path
+        for file in Path(folder).glob(f"*.{self._name}-*.nb[ci]") if folder else ():
+            if keep is None or keep not in file.name:
+                with suppress(OSError):
+                    file.unlink()
+
+
+kernel = Kernel
+"""Decorates a function that Python calls."""
 
 _WORTH_SHARING = 1_000_000
 """Vector operations below which waking a thread costs more than it saves."""
@@ -64,14 +92,16 @@ def _keep_freed_memory() -> None:
     torch.empty(2**23 - 2**12, dtype=torch.float32)
 
 
-def run(kernel: Callable, tasks: int, operations: int, scratch: int, *arguments) -> None:
+def run(
+    kernel: Callable[..., None], tasks: int, operations: int, scratch: int, *arguments: Any
+) -> None:
     """Calls a kernel until all its tasks are done, on up to `torch.get_num_threads()` threads.
 
     Args:
-        kernel: Takes the address of a counter from which to draw tasks, their number, the address
-            of scratch memory of its own, and `arguments`.
-        tasks: Their number; no two of them write to the same place.
-        operations: How much work they are together, in vector operations.
+        kernel: Takes the address of the task counter, the number of tasks, the address of scratch
+            memory of its own, and `arguments`.
+        tasks: Number of tasks; no two of them write to the same place.
+        operations: Vector operations of all tasks together.
         scratch: Floats of scratch memory for each thread.
         arguments: Numbers and `Rows`; the caller keeps the memory behind them alive.
     """
@@ -96,7 +126,7 @@ def run(kernel: Callable, tasks: int, operations: int, scratch: int, *arguments)
     try:
         work(0)
     finally:
-        # One that has not begun finds nothing left to do; the others still write to our memory.
+        # A helper that has not begun finds nothing left to do; others still write to our memory.
         for helper in helpers:
             if not helper.cancel():
                 helper.result()
