@@ -1,7 +1,8 @@
-"""What the Triton kernels share: scalar functions, one step of the recurrence, launch shapes."""
+"""Launches of Triton kernels, launch sizes from the hardware, and shared device functions."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from contextlib import AbstractContextManager
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -9,15 +10,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+LOG2E = tl.constexpr(1.4426950408889634)
+FP16_MAX = tl.constexpr(65504.0)
+
 _VARIANTS = 1024
-"""Kept for a kernel; then it begins anew."""
+"""Variants kept for a kernel; then the dictionary is cleared."""
 
 _ALIGNMENT = 16
-"""Triton compiles apart what starts at a multiple of so many bytes."""
+"""Triton specializes on pointers that are multiples of so many bytes."""
+
+LAUNCHES_COMPILED = hasattr(getattr(triton.compiler, "CompiledKernel", None), "__getitem__")
+"""Whether this Triton can launch what `kernel[grid](...)` returned, as its tutorials do."""
 
 
 def variant(arguments: tuple, constants: dict[str, Any]) -> tuple:
-    """What Triton may have compiled a kernel for: numbers by value, tensors by what it looks at."""
+    """Returns what Triton may specialize on: numbers by value, tensors by dtype and alignment."""
     found: list[Any] = []
     for x in arguments:
         if isinstance(x, Tensor):
@@ -28,10 +35,13 @@ def variant(arguments: tuple, constants: dict[str, Any]) -> tuple:
 
 
 class Kernel:
-    """A function of `triton.jit` that is launched as before, `kernel[grid](...)`.
+    """A `triton.jit` function whose repeated launches take less time in Python.
 
-    Arguments that are not constants come first and by position, constants by name. Off a GPU (in
-    Triton's interpreter, say), Triton launches.
+    Before each launch Triton inspects every argument to find what it compiled for the like: more
+    time than a short PyTorch call takes. A model calls a kernel with the same numbers step after
+    step, so the compiled kernel is found by the numbers themselves. Used like the function,
+    `kernel[grid](...)`: arguments that are not constants first and by position, constants by name.
+    Off a GPU (in the interpreter) and in a Triton without this way, Triton launches.
     """
 
     def __init__(self, function: Any):
@@ -42,7 +52,8 @@ class Kernel:
         return lambda *arguments, **constants: self._launch(grid, arguments, constants)
 
     def _launch(self, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:
-        if not any(isinstance(x, Tensor) and x.is_cuda for x in arguments):
+        on_gpu = any(isinstance(x, Tensor) and x.is_cuda for x in arguments)
+        if not (on_gpu and LAUNCHES_COMPILED):
             self.function[grid](*arguments, **constants)
             return
         key = variant(arguments, constants)
@@ -58,16 +69,95 @@ class Kernel:
         self.compiled[key] = kernel, tuple(constants[name] for name in names)
 
 
-LOG2E = tl.constexpr(1.4426950408889634)
-FP16_MAX = tl.constexpr(65504.0)
+class Hardware(NamedTuple):
+    """Properties of a GPU that launch sizes depend on, by PyTorch's names.
 
-WAVE = 528
-"""Fewer programs leave a GPU partly idle: 132 multiprocessors of 4 schedulers (H100, H200)."""
+    The defaults, those of an H100 and an H200, serve the interpreter and a PyTorch that lacks a
+    property.
+    """
+
+    multi_processor_count: int = 132
+    warp_size: int = 32
+    regs_per_multiprocessor: int = 65536
+
+
+_SCHEDULERS = 4
+"""Warp schedulers of an SM, from Volta on; no property tells it."""
+
+WAVE = _SCHEDULERS * Hardware().multi_processor_count
+"""The default of `wave_size`."""
+
+
+@cache
+def hardware(device: int) -> Hardware:
+    """Returns the properties of a GPU; the defaults for -1, the CPU."""
+    if device < 0:
+        return Hardware()
+    found = torch.cuda.get_device_properties(device)
+    defaults = Hardware()._asdict().items()
+    return Hardware(*(getattr(found, name, default) for name, default in defaults))
+
+
+@cache
+def _wave_size(device: int) -> int:
+    return _SCHEDULERS * hardware(device).multi_processor_count
+
+
+def wave_size(x: Tensor) -> int:
+    """Returns how many warps the GPU of x issues from at once: fewer leave it partly idle."""
+    return _wave_size(x.get_device())
+
+
+@cache
+def register_limit(device: int, warps: int, programs: int) -> int:
+    """Returns the registers per thread with which an SM holds so many programs of so many warps."""
+    gpu = hardware(device)
+    limit = gpu.regs_per_multiprocessor // (programs * warps * gpu.warp_size)
+    return min(limit // 8 * 8, 255)  # registers are allocated by eights
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up. On the host Triton's own takes longer than a short PyTorch call."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The smallest power of two that is not below n; faster on the host than Triton's own."""
+    return 1 << (n - 1).bit_length()
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """x itself when its last axis is contiguous, else a contiguous copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def optional_contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors, contiguous; None stays."""
+    return [x if x is None else x.contiguous() for x in tensors]
+
+
+def as_int32(index: Tensor | None) -> Tensor | None:
+    """Scan orders as the kernels read them: int32, contiguous."""
+    return index if index is None else index.to(torch.int32).contiguous()
+
+
+def sequence_strides(x: Tensor) -> tuple[int, int, int]:
+    """Strides of batch, direction and step of [B, L, D] (shared by directions) or [B, K, T, D]."""
+    if x.dim() == 3:
+        return x.stride(0), 0, x.stride(1)
+    return x.stride(0), x.stride(1), x.stride(2)
+
+
+def device_of(x: Tensor) -> AbstractContextManager:
+    """Makes the device of x the one on which kernels launch."""
+    if x.is_cuda:
+        return torch.cuda.device(x.get_device())
+    return torch.autograd.profiler.record_function("")
 
 
 @triton.jit
 def program_2d(first):
-    """Where a program stands in a grid of [second, first] programs that is launched flat.
+    """The position of a program in a grid [second, first] that is launched as one axis.
 
     CUDA takes at most 65,535 programs along every axis of a grid but the first.
     """
@@ -77,7 +167,7 @@ def program_2d(first):
 
 @triton.jit
 def program_3d(first, second):
-    """The same for a grid of [third, second, first] programs."""
+    """The position of a program in a grid [third, second, first]."""
     i = tl.program_id(0)
     return i % first, i // first % second, (i // (first * second)).to(tl.int64)
 
@@ -176,25 +266,17 @@ class Launch(NamedTuple):
     """Kept-state chunks of a segment."""
 
 
-def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up. On the host Triton's own takes longer than a short PyTorch call."""
-    return -(-a // b)
-
-
-def next_power_of_2(n: int) -> int:
-    """The smallest power of two that is not below n; the same of it."""
-    return 1 << (n - 1).bit_length()
-
-
 @lru_cache(maxsize=256)
-def scan_launch(batch: int, directions: int, channels: int, states: int, chunks: int) -> Launch:
+def scan_launch(
+    batch: int, directions: int, channels: int, states: int, chunks: int, wave: int = WAVE
+) -> Launch:
     """Many sequences: one program each. Few long ones: time is cut into segments as well."""
     block = min(32, next_power_of_2(channels))
     states = next_power_of_2(states)
     programs = batch * directions * cdiv(channels, block)
     segments = 1
-    if 0 < programs < 2 * WAVE and chunks > 1:
-        segments = min(chunks, cdiv(8 * WAVE, programs))
+    if 0 < programs < 2 * wave and chunks > 1:
+        segments = min(chunks, cdiv(8 * wave, programs))
     segment_chunks = max(cdiv(chunks, segments), 1)
     return Launch(
         channels=block,
@@ -203,27 +285,3 @@ def scan_launch(batch: int, directions: int, channels: int, states: int, chunks:
         segments=cdiv(chunks, segment_chunks),
         segment_chunks=segment_chunks,
     )
-
-
-def unit_stride(x: Tensor) -> Tensor:
-    """x itself when its last axis is contiguous, else a contiguous copy."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def as_int32(index: Tensor | None) -> Tensor | None:
-    """Scan orders as the kernels read them: int32, side by side."""
-    return index if index is None else index.to(torch.int32).contiguous()
-
-
-def sequence_strides(x: Tensor) -> tuple[int, int, int]:
-    """Strides of batch, direction and step of [B, L, D] (shared by directions) or [B, K, T, D]."""
-    if x.dim() == 3:
-        return x.stride(0), 0, x.stride(1)
-    return x.stride(0), x.stride(1), x.stride(2)
-
-
-def device_of(x: Tensor):
-    """A context in which kernels launch on the device of x."""
-    if x.is_cuda:
-        return torch.cuda.device(x.get_device())
-    return torch.autograd.profiler.record_function("")
