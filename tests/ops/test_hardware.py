@@ -48,7 +48,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator:
     def set_properties(**properties: int) -> None:
         forget()
         found = SimpleNamespace(**properties)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
 
     yield set_properties
     forget()

@@ -1,5 +1,6 @@
 """A scan order is checked once at the public functions: a wrong one is a ValueError of one line."""
 
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,8 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from localmamba.ops import causal_conv, s6_branches, scan_index, selective_scan
 
 LENGTH, CHANNELS, STATES, RANK = 6, 4, 2, 1
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a GPU"))]  # fmt: skip
 
 
 def call_causal_conv(index: Tensor) -> Tensor:
@@ -22,7 +21,7 @@ def call_causal_conv(index: Tensor) -> Tensor:
 
 
 def call_selective_scan(index: Tensor) -> Tensor:
-    (directions, steps), like = index.shape, {"dtype": torch.float32, "device": index.device}
+    directions, like = index.shape[0], {"dtype": torch.float32, "device": index.device}
     u = torch.ones(1, LENGTH, CHANNELS, **like)
     dt = torch.ones(1, directions, LENGTH, CHANNELS, **like)
     A = -torch.ones(directions, CHANNELS, STATES, **like)
@@ -66,21 +65,19 @@ def two_directions(row: list[int]) -> list[list[int]]:
 
 
 @every_op
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize(("row", "fault"), WRONG.values(), ids=WRONG)
-def test_a_wrong_index(op: Callable, device: str, dtype: torch.dtype, row, fault: str) -> None:
-    index = torch.tensor(two_directions(row), dtype=dtype, device=device)
+def test_a_wrong_index(op: Callable, dtype: torch.dtype, row, fault: str) -> None:
+    index = torch.tensor(two_directions(row), dtype=dtype)
     if len(row) < LENGTH:
         fault = fault.replace("direction 1", "direction 0")
-    message = (
+    message = re.escape(
         f"index must name each of the {LENGTH} tokens once in every row and -1 at padding, "
         f"got {fault}"
     )
     for _ in range(2):  # a wrong index is not taken for checked
-        with pytest.raises(ValueError) as raised:
+        with pytest.raises(ValueError, match=f"^{message}$"):
             op(index)
-        assert str(raised.value) == message
 
 
 @every_op

@@ -54,12 +54,12 @@ def test_a_second_process_compiles_nothing(folder: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda content: b"",
+    "empty": lambda _: b"",
     "cut short": lambda content: content[: len(content) // 2],
     "last byte missing": lambda content: content[:-1],
     "end zeroed": lambda content: content[: len(content) // 2].ljust(len(content), b"\0"),
-    "garbage": lambda content: bytes(range(255, 0, -1)) * 8,
-    "text": lambda content: b"<html>not a cache</html>",
+    "garbage": lambda _: bytes(range(255, 0, -1)) * 8,
+    "text": lambda _: b"<html>not a cache</html>",
 }
 
 
