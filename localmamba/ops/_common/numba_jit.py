@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import torch
 
-_OPTIONS = {"nopython": True, "nogil": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"nopython": True, "nogil": True, "error_model": "numpy"}
 
 inline: Callable[[Callable[..., Any]], Any] = numba.jit(forceinline=True, **_OPTIONS)
 """Decorates a function that becomes part of the kernels that call it."""

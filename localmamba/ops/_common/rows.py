@@ -46,7 +46,7 @@ class Rows(NamedTuple):
     image: int
     direction: int
     step: int
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 NOTHING = Rows(0, 0, 0, 0, 0)
@@ -66,7 +66,8 @@ def rows(x: Tensor | None, axes: str = "bkt") -> Rows:
         return NOTHING
     strides = {axis: 4 * x.stride(i) for i, axis in enumerate(axes)}
     count = x.shape[axes.index("t")] if "t" in axes else 1
-    return Rows(x.data_ptr(), *(strides.get(axis, 0) for axis in "bkt"), count)
+    b, k, t = (strides.get(axis, 0) for axis in "bkt")
+    return Rows(x.data_ptr(), b, k, t, count)
 
 
 def int32_index(index: Tensor | None) -> tuple[Tensor | None, int]:
@@ -121,7 +122,7 @@ class Window(NamedTuple):
     """
 
     first: int
-    count: int
+    count: int  # type: ignore[assignment]
     at: int
     lanes: int
 
@@ -256,8 +257,8 @@ def _first_lanes(x, lanes):
 
 
 @function
-def normalize(x, channels, eps, centred):
-    """Divides a row by the root of its mean square, in place; `centred`, without its mean first.
+def normalize(x, channels, eps, centered):
+    """Divides a row by the root of its mean square, in place; `centered`, without its mean first.
 
     The mean is taken off twice: the second time, what rounding left of a large one.
 
@@ -269,14 +270,14 @@ def normalize(x, channels, eps, centred):
     sums, rest, squares = splat(0.0), splat(0.0), splat(0.0)
     for i in range(vectors):
         sums = sums + load_vector(x + i * VECTOR_BYTES)
-    mean = splat(total(sums) * share) if centred else splat(0.0)
+    mean = splat(total(sums) * share) if centered else splat(0.0)
     for i in range(vectors):
         moved = load_vector(x + i * VECTOR_BYTES) - mean
         if channels < (i + 1) * LANES:
             moved = _first_lanes(moved, channels - i * LANES)
         store_vector(x + i * VECTOR_BYTES, moved)
         rest, squares = rest + moved, squares + moved * moved
-    left = total(rest) * share if centred else _ZERO
+    left = total(rest) * share if centered else _ZERO
     variance = total(squares) * share - left * left
     scale = ONE / math.sqrt(max(variance, _ZERO) + numba.float32(eps))
     for i in range(vectors):
@@ -288,7 +289,7 @@ def normalize(x, channels, eps, centred):
 
 
 @function
-def normalize_backward(gradient, x, channels, scale, centred):
+def normalize_backward(gradient, x, channels, scale, centered):
     """The gradient through `normalise`, in place, from its results."""
     noinline()
     vectors, share = (channels + LANES - 1) // LANES, ONE / numba.float32(channels)
@@ -296,7 +297,7 @@ def normalize_backward(gradient, x, channels, scale, centred):
     for i in range(vectors):
         g = load_vector(gradient + i * VECTOR_BYTES)
         sums, products = sums + g, products + g * load_vector(x + i * VECTOR_BYTES)
-    mean, along = total(sums) * share if centred else _ZERO, total(products) * share
+    mean, along = total(sums) * share if centered else _ZERO, total(products) * share
     for i in range(vectors):
         at = i * VECTOR_BYTES
         g = (load_vector(gradient + at) - mean - load_vector(x + at) * along) * scale
@@ -306,14 +307,14 @@ def normalize_backward(gradient, x, channels, scale, centred):
 
 
 @function
-def turn(x, cos, sin, sign, vectors):
-    """Turns neighbouring pairs of channels by the angles of the tables; back, if `sign` is -1."""
+def rotate(x, cos, sin, sign, vectors):
+    """Rotates pairs of channels by the angles of the tables; back, if `sign` is -1."""
     for i in range(vectors):
         at = i * VECTOR_BYTES
         value = load_vector(x + at)
-        turned = value * load_vector(cos + at)
-        turned = turned + rotate_every_two(value) * load_vector(sin + at) * sign
-        store_vector(x + at, turned)
+        rotated = value * load_vector(cos + at)
+        rotated = rotated + rotate_every_two(value) * load_vector(sin + at) * sign
+        store_vector(x + at, rotated)
 
 
 @function

@@ -93,9 +93,9 @@ def hardware(device: int) -> Hardware:
     """Returns the properties of a GPU; the defaults for -1, the CPU."""
     if device < 0:
         return Hardware()
-    found = torch.cuda.get_device_properties(device)
-    defaults = Hardware()._asdict().items()
-    return Hardware(*(getattr(found, name, default) for name, default in defaults))
+    found: Any = torch.cuda.get_device_properties(device)
+    known = {name: getattr(found, name) for name in Hardware._fields if hasattr(found, name)}
+    return Hardware(**known)
 
 
 @cache
@@ -148,7 +148,7 @@ def sequence_strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(1), x.stride(2)
 
 
-def device_of(x: Tensor) -> AbstractContextManager:
+def device_of(x: Tensor) -> AbstractContextManager[Any]:
     """Makes the device of x the one on which kernels launch."""
     if x.is_cuda:
         return torch.cuda.device(x.get_device())

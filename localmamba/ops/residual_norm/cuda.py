@@ -254,7 +254,7 @@ def norm_backward_kernel(
 def forward(
     hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None,
     cos: Tensor | None, sin: Tensor | None, scale: Tensor | None, eps: float, dtype: torch.dtype,
-    keep_stream: bool,
+    keep_stream: bool = True,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Launches `norm_forward_kernel`."""
     hidden, weight = hidden.contiguous(), weight.contiguous()
