@@ -166,10 +166,10 @@ def residual_norm(
         residual: The stream that it is added to, [..., L, C]; None for the first block.
         weight: Weight of the norm, [C].
         bias: With it the norm is a layer norm, [C]; without, an RMS norm.
-        cos: Rotary table, [1, L, C], each angle twice; None for no rotation.
+        cos: Rotary table, [1, L, C], each angle twice; None for no rotation. It has no gradient.
         sin: Rotary table, [1, L, C], with `cos`.
-        scale: Factors of the hidden tokens by image, [B] for hidden tokens [B, ..., L, C], whose
-            first axis counts the images however many follow; None for 1. They have no gradient.
+        scale: Factor of the hidden tokens of each image, [B], where B is the first axis of
+            `hidden`; None for 1. It has no gradient.
         eps: Added to the variance.
 
     Returns:

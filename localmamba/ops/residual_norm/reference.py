@@ -46,6 +46,7 @@ def forward(
     keep_stream: bool = True,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Computes the normalized tokens and, if it is kept, the new stream."""
+    cos, sin, scale = (x if x is None else x.detach() for x in (cos, sin, scale))  # constants
     normed, stream = residual_norm_reference(
         hidden, residual, weight, bias, cos, sin, scale, eps, dtype
     )
