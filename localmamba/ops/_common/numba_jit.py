@@ -53,10 +53,11 @@ class Kernel:
     def __call__(self, *arguments: Any) -> None:
         try:
             self.compiled(*arguments)
-        except Exception:
+        except Exception as error:
             # A kernel raises nothing itself: a file of the cache is damaged or cannot be written.
             self._remove_cached()
-            self.compiled = numba.jit(**_OPTIONS)(self._function)
+            writable = not isinstance(error, OSError)
+            self.compiled = numba.jit(cache=writable, **_OPTIONS)(self._function)
             self.compiled(*arguments)
 
     def _remove_cached(self, keep: str | None = None) -> None:
