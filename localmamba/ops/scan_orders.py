@@ -1,26 +1,24 @@
-"""Scan orders: in which order the tokens of a grid are read.
+"""Scan orders: the order in which a direction reads the tokens of a grid.
 
-A direction is a name, such as `h`, `v_flip` or `w7`. With a grid of H rows and W columns, whose
-tokens are numbered row by row, it gives a `ScanOrder`: the token read at each step, with `PADDING`
-where the step reads no token, and the step at which each token is read.
-
-A new direction is one function:
+A direction is a name, such as `h`, `v_flip` or `w7` (paper section 4.1 and figure 1; `snake`,
+`diagonal` and `hilbert` are additions). Tokens are numbered row by row. A new direction is one
+function:
 
     @register_direction("z{k}")
     def z_order(height, width, k):
-        "What it does, in one line."
+        "One line for `list_directions`."
         return ...  # integer array [P]: a token at each step, each token once, PADDING elsewhere
-
-Paper section 4.1 and figure 1 (horizontal, vertical, windows); the rest are additions.
 """
 
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ._common.checks import mark_checked
 from ._common.registration import define_function
@@ -28,7 +26,7 @@ from ._common.registration import define_function
 Grid = tuple[int, int]
 
 PADDING = -1
-"""The mark of a step that reads no token."""
+"""Marks a step that reads no token."""
 
 CANDIDATES = ("h", "h_flip", "v", "v_flip", "w2", "w2_flip", "w7", "w7_flip")
 """The paper's eight candidate directions, in its order."""
@@ -65,15 +63,14 @@ _DIRECTIONS: dict[str, _Direction] = {}
 
 
 def register_direction(template: str, tile: Callable[..., Grid] | None = None) -> Callable:
-    """Registers a function as the direction `template`, and its reverse as `<template>_flip`.
+    """Registers a function (height, width, **integers) -> integer array [P] as a direction.
+
+    Its reverse is registered as `<template>_flip`.
 
     Args:
-        template: A name; each `{k}` in it stands for a positive integer, passed by that keyword.
+        template: Name; each `{k}` in it stands for a positive integer, passed by that keyword.
         tile: For a direction that pads: from the same integers, the (h, w) of which H and W are
             padded to multiples.
-
-    Returns:
-        A decorator for a function (height, width, **integers) -> integer array [P].
     """
     if template in _DIRECTIONS:
         raise ValueError(f"direction {template!r} is registered already")
@@ -87,7 +84,7 @@ def register_direction(template: str, tile: Callable[..., Grid] | None = None) -
 
 
 def list_directions() -> dict[str, str]:
-    """The registered directions: template -> what it does. Each has a `_flip` too."""
+    """Returns the registered directions and a line on each; each has a `_flip` too."""
     return {name: (d.make.__doc__ or "").strip().split("\n")[0] for name, d in _DIRECTIONS.items()}
 
 
@@ -105,7 +102,7 @@ def _parse(name: str) -> tuple[_Direction, dict[str, int]]:
 
 
 def check_directions(names: Iterable[str]) -> list[str]:
-    """The names as a list; ValueError if one is unknown or there is none."""
+    """Returns the names as a list; raises ValueError if one is unknown or there is none."""
     if isinstance(names, str):
         raise ValueError(f"directions must be a list of names, not the string {names!r}")
     names = list(names)
@@ -117,20 +114,18 @@ def check_directions(names: Iterable[str]) -> list[str]:
 
 
 def padded_length(name: str, grid: Grid) -> int:
-    """The number of steps P that a direction takes on a grid (also with symbolic sizes)."""
+    """Returns the number of steps P of a direction on a grid, whose sizes may be symbolic."""
     direction, sizes = _parse(name)
     height, width = grid
     if direction.tile is None:
         return height * width
-    tile_height, tile_width = direction.tile(**sizes)
-    rows = (height + tile_height - 1) // tile_height * tile_height
-    columns = (width + tile_width - 1) // tile_width * tile_width
-    return rows * columns
+    rows, columns = direction.tile(**sizes)
+    return (height + rows - 1) // rows * rows * ((width + columns - 1) // columns * columns)
 
 
 @lru_cache(maxsize=1024)
 def scan_order(name: str, grid: Grid) -> ScanOrder:
-    """The order in which direction `name` reads a grid of (H, W) tokens.
+    """Returns the order in which direction `name` reads a grid of (H, W) tokens.
 
     Raises:
         ValueError: If the name is unknown, the grid is empty, or the registered function does not
@@ -161,16 +156,13 @@ def scan_order(name: str, grid: Grid) -> ScanOrder:
 
 @lru_cache(maxsize=1024)
 def index_table(directions: tuple[str, ...], grid: Grid, class_token: int = -1) -> np.ndarray:
-    """The orders of several directions as one table.
+    """Returns the orders of K directions as int32 [K, P]; shorter orders end in `PADDING`.
 
     Args:
         directions: K names.
         grid: (H, W).
-        class_token: The position of a class token in the sequence of H * W + 1 tokens, which every
+        class_token: Position of a class token in the sequence of H * W + 1 tokens, which every
             direction reads at that same step; -1 for none.
-
-    Returns:
-        int32 [K, P], P the longest order; shorter ones end in `PADDING`.
     """
     rows = []
     for name in directions:
@@ -188,21 +180,19 @@ def index_table(directions: tuple[str, ...], grid: Grid, class_token: int = -1) 
 @lru_cache(maxsize=1024)
 def _index_tensor(
     directions: tuple[str, ...], grid: Grid, class_token: int, device: torch.device
-) -> torch.Tensor:
+) -> Tensor:
     return torch.from_numpy(index_table(directions, grid, class_token).copy()).to(device)
 
 
-def _scan_index(
-    like: torch.Tensor, directions: str, height: int, width: int, class_token: int
-) -> torch.Tensor:
+def _scan_index(like: Tensor, directions: str, height: int, width: int, class_token: int) -> Tensor:
     # A copy: compiled programs reuse the memory of an op's result.
     names = tuple(directions.split(","))
     return _index_tensor(names, (height, width), class_token, like.device).clone()
 
 
 def _scan_index_fake(
-    like: torch.Tensor, directions: str, height: int, width: int, class_token: int
-) -> torch.Tensor:
+    like: Tensor, directions: str, height: int, width: int, class_token: int
+) -> Tensor:
     names = directions.split(",")
     length: int | torch.SymInt = padded_length(names[0], (height, width))
     for name in names[1:]:
@@ -219,10 +209,19 @@ define_function(
 )
 
 
+def _scan_index_vmap(info: Any, in_dims: tuple, like: Tensor, *args: Any) -> tuple[Tensor, None]:
+    del info
+    like = like if in_dims[0] is None else like.select(in_dims[0], 0)
+    return torch.ops.localmamba.scan_index(like, *args), None
+
+
+torch.library.register_vmap("localmamba::scan_index", _scan_index_vmap)
+
+
 def scan_index(
-    like: torch.Tensor, directions: list[str], height: int, width: int, class_token: int = -1
-) -> torch.Tensor:
-    """`index_table` as an int32 tensor [K, P] on the device of `like`; cached, traceable."""
+    like: Tensor, directions: list[str], height: int, width: int, class_token: int = -1
+) -> Tensor:
+    """Returns `index_table` as an int32 tensor [K, P] on the device of `like`; traceable."""
     index = torch.ops.localmamba.scan_index(like, ",".join(directions), height, width, class_token)
     mark_checked(index, height * width + (1 if class_token >= 0 else 0))
     return index

@@ -1,8 +1,8 @@
-"""What is slow to make, kept on disk for the processes that come after.
+"""On-disk cache of compiled kernels.
 
-In `localmamba` of XDG_CACHE_HOME (`~/.cache` where that is not set), or in the folder that the
-environment variable LOCALMAMBA_CACHE names. Anything in it may be deleted at any time. A folder
-that cannot be read or written, and a file that is broken, cost time and nothing else.
+The folder is `localmamba` in XDG_CACHE_HOME (by default `~/.cache`), or what the environment
+variable LOCALMAMBA_CACHE names. Anything in it may be deleted at any time. A damaged file and a
+folder that cannot be read or written cost a compilation and nothing else.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def cached(key: str, make: Callable[[], bytes]) -> bytes:
-    """What `make` returned when it was first called with this key, in this process or another.
+    """Returns what `make` returned when it was first called with this key, in any process.
 
     Args:
         key: Names everything that the result depends on; of any length.
@@ -36,7 +36,7 @@ def _folder() -> Path:
 
 
 def _read(name: str) -> bytes | None:
-    """The content of a file, None if there is none or it is not what was written."""
+    """Reads a file; None if it is missing or damaged."""
     try:
         stored = (_folder() / name).read_bytes()
     except (OSError, RuntimeError):  # RuntimeError: there is no home
@@ -46,7 +46,7 @@ def _read(name: str) -> bytes | None:
 
 
 def _write(name: str, content: bytes) -> None:
-    """Puts a whole file in place at once: other processes see it whole or not at all."""
+    """Writes a file atomically: other processes see it whole or not at all."""
     try:
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)

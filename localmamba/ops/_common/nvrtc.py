@@ -1,7 +1,7 @@
-"""CUDA C++ compiled at run time by NVRTC, which PyTorch's own wheels bring: no compiler is needed.
+"""CUDA C++ compiled at run time by NVRTC, which PyTorch's wheels bring: no compiler is needed.
 
 `cuda.bindings`, a dependency of PyTorch, is NVIDIA's Python interface to NVRTC and the driver. A
-variant of scan.cu takes seconds to compile, so what is compiled is kept on disk (disk_cache.py).
+variant of scan.cu takes seconds to compile, so the result is cached on disk (disk_cache.py).
 """
 
 import ctypes
@@ -9,6 +9,7 @@ import struct
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +18,19 @@ from .disk_cache import cached
 
 _SOURCE = Path(__file__).parents[1] / "selective_scan" / "scan.cu"
 
-
 _CAPABILITY = (8, 0)
-"""Of the oldest GPUs that scan.cu compiles for: it copies to shared memory asynchronously."""
+"""Compute capability that scan.cu needs, for its asynchronous copies to shared memory."""
+
+# Tags of cuLaunchKernel's list of extra options: all arguments in one buffer.
+_PARAM_END, _PARAM_BUFFER, _PARAM_SIZE = 0, 1, 2
+
+Defines = tuple[tuple[str, int], ...]
+"""Macros of a variant of scan.cu."""
 
 
 @lru_cache(maxsize=64)
 def available(device: int) -> bool:
-    """Whether kernels can be compiled and loaded for a GPU."""
+    """Returns whether kernels can be compiled and loaded for a GPU."""
     return (
         torch.cuda.get_device_capability(device) >= _CAPABILITY
         and find_spec("cuda") is not None
@@ -32,8 +38,8 @@ def available(device: int) -> bool:
     )
 
 
-def _check(result):
-    """The values of a cuda.bindings call; RuntimeError if it failed."""
+def _check(result: tuple[Any, ...]) -> Any:
+    """Returns the value of a cuda.bindings call, or raises RuntimeError if it failed."""
     error, *values = result
     if int(error) != 0:
         raise RuntimeError(f"CUDA call failed: {error}")
@@ -41,8 +47,8 @@ def _check(result):
 
 
 @lru_cache(maxsize=256)
-def _cubin(defines: tuple[tuple[str, int], ...], capability: tuple[int, int]) -> bytes:
-    """scan.cu in the code of a GPU, from the disk if it was ever compiled so."""
+def _cubin(defines: Defines, capability: tuple[int, int]) -> bytes:
+    """Returns scan.cu compiled for a compute capability, from the disk if it is there."""
     from cuda.bindings import nvrtc
 
     options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}", "--std=c++17"]
@@ -68,7 +74,7 @@ def _compile(source: bytes, options: list[str]) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _function(name: str, defines: tuple[tuple[str, int], ...], device: int):
+def _function(name: str, defines: Defines, device: int) -> Any:
     from cuda.bindings import driver
 
     cubin = _cubin(defines, torch.cuda.get_device_capability(device))
@@ -77,20 +83,16 @@ def _function(name: str, defines: tuple[tuple[str, int], ...], device: int):
 
 
 def launch(
-    name: str,
-    defines: tuple[tuple[str, int], ...],
-    grid: tuple[int, int],
-    threads: int,
-    code: str,
+    name: str, defines: Defines, grid: tuple[int, int], threads: int, code: str,
     *arguments: Tensor | int | None,
-) -> None:
-    """Runs a kernel of scan.cu on the current device and stream.
+) -> None:  # fmt: skip
+    """Launches a kernel of scan.cu on the current device and stream.
 
     Args:
         name: The kernel.
         defines: The macros it is compiled with.
-        grid: Blocks.
-        threads: Threads of a block.
+        grid: CTAs.
+        threads: Threads per CTA.
         code: The `struct` codes of the arguments: `P` pointer, `q` 64-bit and `i` 32-bit integer.
             Native alignment is the kernel's own.
         arguments: Tensors or None for pointers, integers.
@@ -110,7 +112,3 @@ def launch(
             torch._C._cuda_getCurrentRawStream(device), 0, ctypes.addressof(extra),
         )
     )  # fmt: skip
-
-
-# Tags of cuLaunchKernel's list of extra options: all arguments in one buffer.
-_PARAM_END, _PARAM_BUFFER, _PARAM_SIZE = 0, 1, 2

@@ -4,23 +4,28 @@ Kernels copy the part of a row that they work on, a vector wide, to and from scr
 along a scan order, padding and channels that do not fill a vector are dealt with here alone.
 """
 
+import math
 from typing import NamedTuple
 
+import numba
 import torch
 from torch import Tensor
 
-from .jit import function, inline
-from .vectors import (
+from .numba_jit import function, inline
+from .simd import (
     LANES,
     VECTOR_BYTES,
     lane,
     load_float,
     load_int,
     load_vector,
+    noinline,
+    rotate_every_two,
+    sigmoid,
     splat,
-    stay_a_function,
     store_float,
     store_vector,
+    total,
     with_lane,
 )
 
@@ -41,7 +46,7 @@ class Rows(NamedTuple):
     image: int
     direction: int
     step: int
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 NOTHING = Rows(0, 0, 0, 0, 0)
@@ -61,7 +66,8 @@ def rows(x: Tensor | None, axes: str = "bkt") -> Rows:
         return NOTHING
     strides = {axis: 4 * x.stride(i) for i, axis in enumerate(axes)}
     count = x.shape[axes.index("t")] if "t" in axes else 1
-    return Rows(x.data_ptr(), *(strides.get(axis, 0) for axis in "bkt"), count)
+    b, k, t = (strides.get(axis, 0) for axis in "bkt")
+    return Rows(x.data_ptr(), b, k, t, count)
 
 
 def int32_index(index: Tensor | None) -> tuple[Tensor | None, int]:
@@ -116,14 +122,14 @@ class Window(NamedTuple):
     """
 
     first: int
-    count: int
+    count: int  # type: ignore[assignment]
     at: int
     lanes: int
 
 
 @function
 def _gather(source, step_bytes, rows_there, tokens, window, to, to_bytes):
-    stay_a_function()
+    noinline()
     for step in range(window.count):
         token = token_at(tokens, window.first + step)
         x = splat(0.0)
@@ -134,7 +140,7 @@ def _gather(source, step_bytes, rows_there, tokens, window, to, to_bytes):
 
 @function
 def _scatter(source, source_bytes, to, step_bytes, rows_there, tokens, window, add):
-    stay_a_function()
+    noinline()
     for step in range(window.count):
         token = token_at(tokens, window.first + step)
         if 0 <= token < rows_there:
@@ -200,3 +206,155 @@ def clear(address, vectors):
     """Writes zeros."""
     for i in range(vectors):
         store_vector(address + i * VECTOR_BYTES, splat(0.0))
+
+
+_ZERO, ONE = numba.float32(0), numba.float32(1)  # a plain 1.0 would be float64
+
+
+@function
+def take_row(source, channels, to):
+    """Copies a row to scratch memory."""
+    for i in range(channels // LANES):
+        store_vector(to + i * VECTOR_BYTES, load_vector(source + i * VECTOR_BYTES))
+    if channels % LANES:
+        at = channels // LANES * VECTOR_BYTES
+        store_vector(to + at, load(source + at, channels % LANES))
+
+
+@function
+def put_row(source, channels, to):
+    """Copies a row from scratch memory."""
+    for i in range(channels // LANES):
+        store_vector(to + i * VECTOR_BYTES, load_vector(source + i * VECTOR_BYTES))
+    if channels % LANES:
+        at = channels // LANES * VECTOR_BYTES
+        store(to + at, load_vector(source + at), channels % LANES)
+
+
+@function
+def fill_row(value, vectors, to):
+    """Writes one value everywhere."""
+    for i in range(vectors):
+        store_vector(to + i * VECTOR_BYTES, splat(value))
+
+
+@function
+def gate(z, vectors, gates, slopes):
+    """SiLU of a row and its derivative."""
+    noinline()
+    for i in range(vectors):
+        x = load_vector(z + i * VECTOR_BYTES)
+        s = sigmoid(x)
+        store_vector(gates + i * VECTOR_BYTES, x * s)
+        store_vector(slopes + i * VECTOR_BYTES, s * (x * (splat(1.0) - s) + 1.0))
+
+
+@inline
+def _first_lanes(x, lanes):
+    for i in range(lanes, LANES):
+        x = with_lane(x, i, _ZERO)
+    return x
+
+
+@function
+def normalize(x, channels, eps, centered):
+    """Divides a row by the root of its mean square, in place; `centered`, without its mean first.
+
+    The mean is taken off twice: the second time, what rounding left of a large one.
+
+    Returns:
+        What it was multiplied by.
+    """
+    noinline()
+    vectors, share = (channels + LANES - 1) // LANES, ONE / numba.float32(channels)
+    sums, rest, squares = splat(0.0), splat(0.0), splat(0.0)
+    for i in range(vectors):
+        sums = sums + load_vector(x + i * VECTOR_BYTES)
+    mean = splat(total(sums) * share) if centered else splat(0.0)
+    for i in range(vectors):
+        moved = load_vector(x + i * VECTOR_BYTES) - mean
+        if channels < (i + 1) * LANES:
+            moved = _first_lanes(moved, channels - i * LANES)
+        store_vector(x + i * VECTOR_BYTES, moved)
+        rest, squares = rest + moved, squares + moved * moved
+    left = total(rest) * share if centered else _ZERO
+    variance = total(squares) * share - left * left
+    scale = ONE / math.sqrt(max(variance, _ZERO) + numba.float32(eps))
+    for i in range(vectors):
+        scaled = (load_vector(x + i * VECTOR_BYTES) - left) * scale
+        if channels < (i + 1) * LANES:
+            scaled = _first_lanes(scaled, channels - i * LANES)
+        store_vector(x + i * VECTOR_BYTES, scaled)
+    return scale
+
+
+@function
+def normalize_backward(gradient, x, channels, scale, centered):
+    """The gradient through `normalise`, in place, from its results."""
+    noinline()
+    vectors, share = (channels + LANES - 1) // LANES, ONE / numba.float32(channels)
+    sums, products = splat(0.0), splat(0.0)
+    for i in range(vectors):
+        g = load_vector(gradient + i * VECTOR_BYTES)
+        sums, products = sums + g, products + g * load_vector(x + i * VECTOR_BYTES)
+    mean, along = total(sums) * share if centered else _ZERO, total(products) * share
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
+        g = (load_vector(gradient + at) - mean - load_vector(x + at) * along) * scale
+        if channels < (i + 1) * LANES:
+            g = _first_lanes(g, channels - i * LANES)
+        store_vector(gradient + at, g)
+
+
+@function
+def rotate(x, cos, sin, sign, vectors):
+    """Rotates pairs of channels by the angles of the tables; back, if `sign` is -1."""
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
+        value = load_vector(x + at)
+        rotated = value * load_vector(cos + at)
+        rotated = rotated + rotate_every_two(value) * load_vector(sin + at) * sign
+        store_vector(x + at, rotated)
+
+
+@function
+def multiply(x, y, factor, vectors, to):
+    """The product of two rows and a number."""
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
+        store_vector(to + at, load_vector(x + at) * load_vector(y + at) * factor)
+
+
+@function
+def scale_row(factor, vectors, x):
+    """Multiplies a row by a number, in place."""
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
+        store_vector(x + at, load_vector(x + at) * factor)
+
+
+@function
+def add_product(x, y, factor, vectors, to):
+    """Adds the product of two rows and a number to a row."""
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
+        product = load_vector(x + at) * load_vector(y + at) * factor
+        store_vector(to + at, load_vector(to + at) + product)
+
+
+@function
+def add(x, vectors, to):
+    """Adds a row to another."""
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
+        store_vector(to + at, load_vector(to + at) + load_vector(x + at))
+
+
+@function
+def dot(x, y, w, vectors):
+    """The sum over channels of the product of three rows."""
+    sums = splat(0.0)
+    for i in range(vectors):
+        at = i * VECTOR_BYTES
+        sums = sums + load_vector(x + at) * load_vector(y + at) * load_vector(w + at)
+    return total(sums)

@@ -1,4 +1,4 @@
-"""Tokens along scan orders, and the dtype of sums, in plain PyTorch."""
+"""Gathers and scatters tokens along scan orders in PyTorch, and the dtype of sums."""
 
 import torch
 from torch import Tensor
@@ -7,20 +7,12 @@ from ..scan_orders import PADDING
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 stays, everything else is computed in float32."""
+    """Returns float64 for float64 and float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens in the order of `index` [K, P], zeros at padding.
-
-    Args:
-        x: [B, L, D], shared by the directions, or [B, K, L, D].
-        index: [K, P].
-
-    Returns:
-        [B, K, P, D].
-    """
+    """Gathers [B, L, D] or [B, K, L, D] by `index` [K, P] to [B, K, P, D], zeros at padding."""
     if x.dim() == 3:
         x = x[:, None].expand(-1, index.shape[0], -1, -1)
     steps = index.clamp(min=0).long()[None, :, :, None].expand(x.shape[0], -1, -1, x.shape[3])
@@ -28,7 +20,7 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 
 
 def scatter_tokens(y: Tensor, index: Tensor, length: int) -> Tensor:
-    """The inverse of `gather_tokens`: [B, K, P, D] -> [B, K, L, D], padding dropped."""
+    """Scatters [B, K, P, D] by `index` [K, P] to [B, K, L, D], padding dropped."""
     spill = torch.where(index == PADDING, length, index).long()
     steps = spill[None, :, :, None].expand_as(y)
     out = y.new_zeros(y.shape[0], y.shape[1], length + 1, y.shape[3])

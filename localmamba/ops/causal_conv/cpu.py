@@ -1,19 +1,20 @@
-"""The causal convolution along scan orders, then SiLU, on vectors of channels; and its gradient.
+"""CPU kernels of the causal convolution along scan orders with SiLU, on vectors of channels.
 
-Forward, one task is one image, one direction and a block of channels. Backward it is all
+A task of the forward kernel is a block of channels of one image and direction. Backward it is all
 directions, since they add to one gradient.
 """
 
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from .._common.backends import CHUNK
-from .._common.jit import function, inline, kernel
+from .._common.numba_jit import function, inline, kernel, run
 from .._common.rows import (
+    Rows,
     Window,
     floats,
-    int32_index,
     load,
     put,
     row,
@@ -22,15 +23,15 @@ from .._common.rows import (
     take,
     take_columns,
 )
-from .._common.threads import run
-from .._common.vector_math import sigmoid, silu
-from .._common.vectors import (
+from .._common.simd import (
     LANES,
     VECTOR_BYTES,
-    draw,
+    atomic_add,
     load_vector,
+    noinline,
+    sigmoid,
+    silu,
     splat,
-    stay_a_function,
     store_vector,
 )
 
@@ -46,13 +47,14 @@ _TAP_BYTES = 2 * VECTOR_BYTES  # a weight and its gradient
 
 
 class _Conv(NamedTuple):
-    """What both kernels take; `index` is the address of the scan orders."""
+    """Sizes; `index` is the address of the scan orders, `blocks` the blocks of channels."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     directions: int
     steps: int
     channels: int
     width: int
+    blocks: int
 
 
 @function
@@ -67,7 +69,7 @@ def _before_silu(x, taps, width, bias):
 
 @function
 def _convolve(values, count, taps, width, bias):
-    stay_a_function()
+    noinline()
     for step in range(count):
         at = values + step * _STEP_BYTES
         store_vector(at + _DU, silu(_before_silu(at, taps, width, bias)))
@@ -75,12 +77,8 @@ def _convolve(values, count, taps, width, bias):
 
 @function
 def _convolve_backward(values, count, taps, width, bias):
-    """The gradient before SiLU in its place; adds to those of the weights.
-
-    Returns:
-        That of the bias.
-    """
-    stay_a_function()
+    """Writes the gradient before SiLU, adds to those of the weights, returns that of the bias."""
+    noinline()
     total = splat(0.0)
     for step in range(count):
         at = values + step * _STEP_BYTES
@@ -96,9 +94,9 @@ def _convolve_backward(values, count, taps, width, bias):
 
 
 @function
-def _spread(values, count, taps, width):
-    """The gradient of x, in its place: each step was read by itself and those that follow."""
-    stay_a_function()
+def _convolve_transposed(values, count, taps, width):
+    """Writes the gradient of x: each step was read by itself and the steps that follow."""
+    noinline()
     for step in range(count):
         at = values + step * _STEP_BYTES
         total = splat(0.0)
@@ -109,19 +107,27 @@ def _spread(values, count, taps, width):
         store_vector(at, total)
 
 
-@inline
-def _forward_vector(b, k, channel, conv, x, weight, bias, u, scratch):
-    before, lanes = conv.width - 1, min(LANES, conv.channels - channel)
-    values, at = scratch + conv.width * _TAP_BYTES, 4 * channel
-    tokens = conv.index + 4 * k * conv.steps
-    shift = load(row(bias, 0, k, 0) + at, lanes)
-    take_columns(weight, k, channel, conv.channels, conv.width, scratch, _TAP_BYTES)
-    for first in range(0, conv.steps, CHUNK):
-        count = min(CHUNK, conv.steps - first)
-        read = Window(first - before, count + before, at, lanes)
-        take(x, b, k, tokens, read, values, _STEP_BYTES)
-        _convolve(values, count, scratch, conv.width, shift)
-        put(u, b, k, 0, Window(first, count, at, lanes), values + _DU, _STEP_BYTES, 0)
+@kernel
+def conv_forward_kernel(counter, tasks, scratch, conv, x, weight, bias, u):
+    """Writes u in scan order."""
+    width, before = conv.width, conv.width - 1
+    values = scratch + width * _TAP_BYTES
+    task = atomic_add(counter)
+    while task < tasks:
+        start, rest = task % conv.blocks * BLOCK * LANES, task // conv.blocks
+        b, k = rest // conv.directions, rest % conv.directions
+        tokens = conv.index + 4 * k * conv.steps
+        for channel in range(start, min(conv.channels, start + BLOCK * LANES), LANES):
+            lanes, at = min(LANES, conv.channels - channel), 4 * channel
+            shift = load(row(bias, 0, k, 0) + at, lanes)
+            take_columns(weight, k, channel, conv.channels, width, scratch, _TAP_BYTES)
+            for first in range(0, conv.steps, CHUNK):
+                count = min(CHUNK, conv.steps - first)
+                read = Window(first - before, count + before, at, lanes)
+                take(x, b, k, tokens, read, values, _STEP_BYTES)
+                _convolve(values, count, scratch, width, shift)
+                put(u, b, k, 0, Window(first, count, at, lanes), values + _DU, _STEP_BYTES, 0)
+        task = atomic_add(counter)
 
 
 @inline
@@ -144,7 +150,7 @@ def _backward_vector(b, k, channel, conv, du, x, weight, bias, dx, dweight, dbia
         take(x, b, k, tokens, read, values, _STEP_BYTES)
         take(du, b, k, 0, window, values + _DU, _STEP_BYTES)
         total = total + _convolve_backward(values, count, scratch, width, shift)
-        _spread(values, count, scratch, width)
+        _convolve_transposed(values, count, scratch, width)
         put(dx, b, 0, tokens, window, values, _STEP_BYTES, int(k > 0))
     store(row(dbias, b, k, 0) + at, total, lanes)
     for tap in range(width):
@@ -153,79 +159,61 @@ def _backward_vector(b, k, channel, conv, du, x, weight, bias, dx, dweight, dbia
 
 
 @kernel
-def conv_forward_kernel(counter, tasks, scratch, conv, x, weight, bias, u):
-    """Writes u in scan order."""
-    blocks = (conv.channels + BLOCK * LANES - 1) // (BLOCK * LANES)
-    task = draw(counter)
-    while task < tasks:
-        start, rest = task % blocks * BLOCK * LANES, task // blocks
-        b, k = rest // conv.directions, rest % conv.directions
-        for channel in range(start, min(conv.channels, start + BLOCK * LANES), LANES):
-            _forward_vector(b, k, channel, conv, x, weight, bias, u, scratch)
-        task = draw(counter)
-
-
-@kernel
 def conv_backward_kernel(counter, tasks, scratch, conv, du, x, weight, bias, dx, dweight, dbias):
-    """Writes the gradients; those of the parameters one part an image."""
-    blocks = (conv.channels + BLOCK * LANES - 1) // (BLOCK * LANES)
-    task = draw(counter)
+    """Writes the gradients; those of the parameters one part per image."""
+    task = atomic_add(counter)
     while task < tasks:
-        b, start = task // blocks, task % blocks * BLOCK * LANES
+        b, start = task // conv.blocks, task % conv.blocks * BLOCK * LANES
         for k in range(conv.directions):
             for channel in range(start, min(conv.channels, start + BLOCK * LANES), LANES):
                 _backward_vector(
                     b, k, channel, conv, du, x, weight, bias, dx, dweight, dbias, scratch
                 )
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
-def _scratch(width: int) -> int:
-    return LANES * (3 * (CHUNK + width - 1) + 2 * width)
+def _sizes(x: Tensor, weight: Tensor, index: Tensor) -> tuple[_Conv, int, Tensor]:
+    """Returns sizes, floats of scratch memory, and the index that must stay alive."""
+    index = index.to(torch.int32).contiguous()
+    (directions, steps), channels, width = index.shape, x.shape[2], weight.shape[2]
+    blocks = -(-channels // (BLOCK * LANES))
+    scratch = LANES * (3 * (CHUNK + width - 1) + 2 * width)
+    return _Conv(index.data_ptr(), directions, steps, channels, width, blocks), scratch, index
 
 
-def forward(x, weight, bias, index):
-    """See `ops.backends`."""
-    index, address = int32_index(index)
-    batch, channels, (directions, steps) = x.shape[0], x.shape[2], index.shape
-    conv = _Conv(address, directions, steps, channels, weight.shape[2])
-    u = torch.empty(directions, batch, steps, channels, dtype=torch.float32)
-    tokens, weight, bias = floats(x), floats(weight), floats(bias)
-    tasks = batch * directions * -(-channels // (BLOCK * LANES))
-    run(
-        conv_forward_kernel,
-        tasks,
-        tasks * BLOCK * steps * _COST,
-        _scratch(conv.width),
-        conv,
-        rows(tokens, "bt"),
-        rows(weight, "kt"),
-        rows(bias, "k"),
-        rows(u, "kbt"),
-    )
+def _rows(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[list[Rows], list[Tensor | None]]:
+    """Returns the rows of the inputs, and the tensors that must stay alive."""
+    tensors = [floats(x), floats(weight), floats(bias)]
+    return [rows(t, axes) for t, axes in zip(tensors, ("bt", "kt", "k"), strict=True)], tensors
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
+    """Runs `conv_forward_kernel`."""
+    conv, scratch, _index = _sizes(x, weight, index)
+    inputs, _alive = _rows(x, weight, bias)
+    shape = conv.directions, x.shape[0], conv.steps, conv.channels
+    u = torch.empty(shape, dtype=torch.float32)
+    tasks = x.shape[0] * conv.directions * conv.blocks
+    cost = tasks * BLOCK * conv.steps * _COST
+    run(conv_forward_kernel, tasks, cost, scratch, conv, *inputs, rows(u, "kbt"))
     return u.to(x.dtype).transpose(0, 1)
 
 
-def backward(du, x, weight, bias, index):
-    """See `ops.backends`."""
-    index, address = int32_index(index)
-    batch, channels, (directions, steps) = x.shape[0], x.shape[2], index.shape
-    conv = _Conv(address, directions, steps, channels, weight.shape[2])
-    inputs = [floats(t) for t in (du, x, weight, bias)]
+def backward(
+    du: Tensor, x: Tensor, weight: Tensor, bias: Tensor, index: Tensor
+) -> list[Tensor | None]:
+    """Runs `conv_backward_kernel` and sums the parameters' gradients over images."""
+    conv, scratch, _index = _sizes(x, weight, index)
+    inputs, _alive = _rows(x, weight, bias)
+    batch, float_du = x.shape[0], floats(du)
     dx = torch.empty(x.shape, dtype=torch.float32)
-    dweight = torch.empty(batch, directions, conv.width, channels, dtype=torch.float32)
-    dbias = torch.empty(batch, directions, channels, dtype=torch.float32)
-    tasks = batch * -(-channels // (BLOCK * LANES))
+    dweight = torch.empty(batch, conv.directions, conv.width, conv.channels, dtype=torch.float32)
+    dbias = torch.empty(batch, conv.directions, conv.channels, dtype=torch.float32)
+    tasks = batch * conv.blocks
+    cost = tasks * BLOCK * conv.directions * conv.steps * 2 * _COST
     run(
-        conv_backward_kernel,
-        tasks,
-        tasks * BLOCK * directions * steps * 2 * _COST,
-        _scratch(conv.width),
-        conv,
-        *(rows(t, axes) for t, axes in zip(inputs, ("bkt", "bt", "kt", "k"), strict=True)),
-        rows(dx, "bt"),
-        rows(dweight),
-        rows(dbias, "bk"),
-    )
+        conv_backward_kernel, tasks, cost, scratch, conv, rows(float_du), *inputs,
+        rows(dx, "bt"), rows(dweight), rows(dbias, "bk"),
+    )  # fmt: skip
     dweight = dweight.sum(0).transpose(1, 2)
     return [dx.to(x.dtype), dweight.to(weight.dtype), dbias.sum(0).to(bias.dtype)]

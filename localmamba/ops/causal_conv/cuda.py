@@ -1,4 +1,4 @@
-"""Causal depthwise convolution along scan orders with SiLU (Triton), any number of taps.
+"""Triton kernels of the causal convolution along scan orders with SiLU, any number of taps.
 
 Forward and backward gather by index.
 """
@@ -6,33 +6,35 @@ Forward and backward gather by index.
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .._common.launch import Kernel
 from .._common.partials import sum_partials
 from .._common.registration import in_dtypes
 from .._common.tokens import scan_major
-from .._common.triton_math import (
-    WAVE,
-    as_read,
+from .._common.triton_common import (
+    Kernel,
     cdiv,
     device_of,
     next_power_of_2,
-    program_of_three,
+    program_3d,
     sigmoid,
-    silu_slope,
+    silu_grad,
     store,
     unit_stride,
+    wave_size,
 )
 
 _STEPS = 16
 """Steps of a program."""
 
-_TILE, _TILES = 2, 16
-"""Steps of a tile of the backward kernel, which one warp holds with all its taps, and the fewest
-tiles of a program."""
+_TILE = 2
+"""Steps of a tile of the backward kernel; one warp holds it with all its taps."""
 
-_PROGRAMS = 12 * WAVE
-"""Of the backward kernel: more would only leave more partial sums."""
+_MIN_TILES = 16
+"""Tiles of a program of the backward kernel, at least."""
+
+_WAVES = 12
+"""Waves of programs of the backward kernel, at most: more would only leave more partial sums."""
 
 
 @triton.jit
@@ -57,7 +59,7 @@ def conv_forward_kernel(
     x, weight, bias, index, u, x_b, x_t, u_b, u_k, u_t, K, steps, channels,
     BT: tl.constexpr, BD: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    i_t, i_d, i_bk = program_of_three(tl.cdiv(steps, BT), tl.cdiv(channels, BD))
+    i_t, i_d, i_bk = program_3d(tl.cdiv(steps, BT), tl.cdiv(channels, BD))
     i_b, i_k = i_bk // K, i_bk % K
     o_d = i_d * BD + tl.arange(0, BD)
     o_t = i_t * BT + tl.arange(0, BT)
@@ -78,13 +80,13 @@ def before_silu_backward_kernel(
     K, steps, channels, blocks, tiles,
     BT: tl.constexpr, BD: tl.constexpr, W: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """Back through SiLU: the gradient of the convolution's output, and its sums over steps.
+    """The gradient before SiLU, and the sums over steps of the parameters' gradients.
 
-    The taps of a tile of steps are one tile [BW, BT, BD], read once for both. The sums of a block
-    of an image's steps are a row of `dparameters`, as the gradients lie: taps [K, D, W], bias
+    The taps of a tile of steps are one tile [BW, BT, BD], read once for both. The sums over a block
+    of an image's steps are a row of `dparameters`, laid out as the gradients: taps [K, D, W], bias
     [K, D].
     """
-    i_t, i_d, i_bk = program_of_three(blocks, tl.cdiv(channels, BD))
+    i_t, i_d, i_bk = program_3d(blocks, tl.cdiv(channels, BD))
     i_b, i_k = i_bk // K, i_bk % K
     o_d = i_d * BD + tl.arange(0, BD)
     o_w = tl.arange(0, BW)
@@ -108,7 +110,7 @@ def before_silu_backward_kernel(
         m = (o_t < steps)[:, None] & m_d[None, :]
         p_du = du + i_b * du_b + i_k * du_k + o_t[:, None] * du_t + o_d[None, :]
         b_g = tl.load(p_du, mask=m, other=0.0).to(tl.float32)
-        b_g *= silu_slope(b_u, b_gate)
+        b_g *= silu_grad(b_u, b_gate)
         tl.store(dpre + (i_bk * steps + o_t[:, None]) * channels + o_d[None, :], b_g, mask=m)
         b_dbias += b_g
         b_dweight += b_g[None, :, :] * b_x
@@ -126,7 +128,7 @@ def taps_backward_kernel(
     BT: tl.constexpr, BD: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """dx of a block of tokens: each gathers from the W steps that read it, in all directions."""
-    i_t, i_d, i_b = program_of_three(tl.cdiv(length, BT), tl.cdiv(channels, BD))
+    i_t, i_d, i_b = program_3d(tl.cdiv(length, BT), tl.cdiv(channels, BD))
     o_d = i_d * BD + tl.arange(0, BD)
     o_t = i_t * BT + tl.arange(0, BT)
     m_d = o_d < channels
@@ -154,8 +156,9 @@ def invert_kernel(index, inverse, steps, length, BT: tl.constexpr):
     tl.store(inverse + i_k * length + token, o_t, mask=token >= 0)
 
 
-def forward(x, weight, bias, index):
-    index = as_read(index)
+def forward(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
+    """Launches `conv_forward_kernel`."""
+    index = index.to(torch.int32).contiguous()
     x, weight, bias = unit_stride(x), weight.contiguous(), bias.contiguous()
     batch, _, channels = x.shape
     directions, steps = index.shape
@@ -172,31 +175,30 @@ def forward(x, weight, bias, index):
     return u
 
 
-def _tiles(steps: int, sequences: int) -> int:
-    """Tiles of a program of the backward kernel, for so many sequences of so many steps."""
-    tiles = max(cdiv(steps, _TILE), 1)
-    blocks = min(cdiv(tiles, _TILES), cdiv(_PROGRAMS, max(sequences, 1)))
-    return cdiv(tiles, blocks)
-
-
-def backward(du, x, weight, bias, index):
-    inputs, index = (x, weight, bias), as_read(index)
+def backward(
+    du: Tensor, x: Tensor, weight: Tensor, bias: Tensor, index: Tensor
+) -> list[Tensor | None]:
+    """Launches the backward kernels: before SiLU, then the transposed convolution, then sums."""
+    inputs, index = (x, weight, bias), index.to(torch.int32).contiguous()
     du, x, weight, bias = unit_stride(du), unit_stride(x), weight.contiguous(), bias.contiguous()
     batch, length, channels = x.shape
     directions, steps = index.shape
     width = weight.shape[2]
     block = min(128, next_power_of_2(channels))
     channel_blocks = cdiv(channels, block)
-    tiles = _tiles(steps, batch * directions * channel_blocks)
+    all_tiles = max(cdiv(steps, _TILE), 1)
+    sequences = batch * directions * channel_blocks
+    blocks = cdiv(_WAVES * wave_size(x), max(sequences, 1))
+    tiles = cdiv(all_tiles, min(cdiv(all_tiles, _MIN_TILES), blocks))
     blocks = cdiv(steps, tiles * _TILE)
     dx = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
     dpre = torch.empty((batch, directions, steps, channels), dtype=du.dtype, device=x.device)
     inverse = torch.empty((directions, length), dtype=torch.int32, device=x.device)
-    sums = (batch * blocks, weight.numel() + bias.numel())
-    sums = torch.empty(sums, dtype=torch.float32, device=x.device)
+    rows = (batch * blocks, weight.numel() + bias.numel())
+    sums = torch.empty(rows, dtype=torch.float32, device=x.device)
     if du.numel() > 0:
         with device_of(x):
-            before_silu_backward_kernel[(blocks * channel_blocks * batch * directions,)](
+            before_silu_backward_kernel[(blocks * sequences,)](
                 du, x, weight, bias, index, dpre, sums,
                 *du.stride()[:3], x.stride(0), x.stride(1),
                 directions, steps, channels, blocks, tiles,

@@ -22,7 +22,7 @@ from . import reference
 
 
 class CausalConvKernels(Protocol):
-    """Kernels of the causal convolution; index is int32 [K, P], other strides and dtypes any."""
+    """Kernels of the causal convolution, for any strides and dtypes; index is [K, P]."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
         """Computes u, [B, K, P, D], in memory [K, B, P, D]."""
@@ -97,15 +97,16 @@ def causal_conv(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tenso
 
     Args:
         x: Tokens in grid order, [B, L, D].
-        weight: [K, D, W]; the last tap weighs the step itself.
+        weight: [K, D, W]; the last tap multiplies the step itself.
         bias: [K, D].
-        index: Scan orders from `scan_index`, int32 [K, P].
+        index: Scan orders, int32 [K, P]: from `scan_index`, or made by hand and then checked once
+            (not in compiled programs).
 
     Returns:
         Tokens in scan order, [B, K, P, D], in the dtype of x.
 
     Raises:
-        ValueError: If shapes do not fit.
+        ValueError: If shapes do not fit, or the index is no scan order of the tokens.
     """
     if x.dim() != 3:
         raise ValueError(f"x must be [B, L, D], got {x.dim()} axes")

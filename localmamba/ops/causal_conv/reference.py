@@ -1,4 +1,4 @@
-"""The causal convolution along scan orders in differentiable PyTorch: the truth of its kernels."""
+"""The causal convolution along scan orders in differentiable PyTorch."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +8,7 @@ from .._common.tokens import accumulation_dtype, gather_tokens
 
 
 def causal_conv_reference(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
-    """Computes `ops.causal_conv`, of any floating dtype."""
+    """Computes `ops.causal_conv` in any floating dtype."""
     dtype = accumulation_dtype(x.dtype)
     width = weight.shape[2]
     tokens = F.pad(gather_tokens(x.to(dtype), index), (0, 0, width - 1, 0))
@@ -28,4 +28,6 @@ def backward(
     du: Tensor, x: Tensor, weight: Tensor, bias: Tensor, index: Tensor
 ) -> list[Tensor | None]:
     """Computes the gradients of x, weight and bias."""
-    return vjp(lambda *inputs: causal_conv_reference(*inputs, index), (x, weight, bias), du)
+    return vjp(
+        lambda x, weight, bias: causal_conv_reference(x, weight, bias, index), (x, weight, bias), du
+    )

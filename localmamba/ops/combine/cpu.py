@@ -11,24 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._common.jit import inline, kernel
+from .._common.numba_jit import inline, kernel, run
 from .._common.registration import in_dtypes
-from .._common.row_math import (
+from .._common.rows import (
     ONE,
+    Rows,
     add,
     add_product,
     dot,
     fill_row,
+    floats,
     gate,
     multiply,
-    normalise,
-    normalise_backward,
+    normalize,
+    normalize_backward,
     put_row,
+    row,
+    rows,
     take_row,
 )
-from .._common.rows import Rows, floats, row, rows
-from .._common.threads import run
-from .._common.vectors import LANES, VECTOR_BYTES, draw, load_float, store_float
+from .._common.simd import LANES, VECTOR_BYTES, atomic_add, load_float, store_float
 from .reference import CombineInputs, SCAttnInputs, SCAttnParameters
 from .reference import weights_forward as weights_forward
 
@@ -88,7 +90,7 @@ def _pool_forward_kernel(counter, tasks, scratch, shape, y, z, sums):
     """Writes the sums over a block's tokens. Scratch rows: gate, y and K sums."""
     channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
     gates, x, parts = scratch, scratch + size, scratch + 2 * size
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         b, start = task // shape.blocks, task % shape.blocks * shape.block
         fill_row(0.0, shape.directions * vectors, parts)
@@ -100,11 +102,11 @@ def _pool_forward_kernel(counter, tasks, scratch, shape, y, z, sums):
                 take_row(row(y, b, k, token), channels, x)
                 if z.base:
                     multiply(x, gates, ONE, vectors, x)
-                normalise(x, channels, shape.eps, True)
+                normalize(x, channels, shape.eps, True)
                 add(x, vectors, parts + k * size)
         for k in range(shape.directions):
             put_row(parts + k * size, channels, row(sums, task, k, 0))
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
 def pool_forward(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
@@ -128,7 +130,7 @@ def _pool_backward_kernel(counter, tasks, scratch, shape, y, z, dnormed, onto, d
     gates, gate_grads, value = scratch, scratch + size, scratch + 2 * size
     x, g, dgate = value + size, value + 2 * size, value + 3 * size
     fill_row(1.0, vectors, gates)
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         b, start = task // shape.blocks, task % shape.blocks * shape.block
         for token in range(start, min(shape.tokens, start + shape.block)):
@@ -139,9 +141,9 @@ def _pool_backward_kernel(counter, tasks, scratch, shape, y, z, dnormed, onto, d
             for k in range(shape.directions):
                 take_row(row(y, b, k, token), channels, value)
                 multiply(value, gates, ONE, vectors, x)
-                scale = normalise(x, channels, shape.eps, True)
+                scale = normalize(x, channels, shape.eps, True)
                 take_row(row(dnormed, b, k, 0), channels, g)
-                normalise_backward(g, x, channels, scale, True)
+                normalize_backward(g, x, channels, scale, True)
                 if z.base:
                     add_product(g, value, ONE, vectors, dgate)
                     multiply(g, gates, ONE, vectors, g)
@@ -152,7 +154,7 @@ def _pool_backward_kernel(counter, tasks, scratch, shape, y, z, dnormed, onto, d
             if z.base:
                 multiply(dgate, gate_grads, ONE, vectors, dgate)
                 put_row(dgate, channels, row(dz, b, 0, token))
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
 def pool_backward(
@@ -209,14 +211,14 @@ def _combine_forward_kernel(counter, tasks, scratch, shape, inputs, out):
     gates, value, x = scratch, scratch + size, scratch + 2 * size
     weights = scratch + 3 * size
     norm_weight = weights + shape.directions * size
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         b, start = task // shape.blocks, task % shape.blocks * shape.block
         _take_weights(inputs, b, shape, weights)
         for token in range(start, min(shape.tokens, start + shape.block)):
             _weighted_sum(inputs, b, token, shape, weights, value, x)
             if inputs.norm_weight.base:
-                normalise(x, channels, shape.eps, True)
+                normalize(x, channels, shape.eps, True)
                 multiply(x, norm_weight, ONE, vectors, x)
                 add(norm_weight + size, vectors, x)
             if inputs.z.base:
@@ -224,7 +226,7 @@ def _combine_forward_kernel(counter, tasks, scratch, shape, inputs, out):
                 gate(gates, vectors, gates, value)
                 multiply(x, gates, ONE, vectors, x)
             put_row(x, channels, row(out, b, 0, token))
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
 def _input_rows(inputs: CombineInputs) -> tuple[_CombineRows, list[Tensor | None]]:
@@ -255,7 +257,7 @@ def _gate_and_norm_backward(b, token, shape, inputs, gradients, scratch, weights
     if inputs.z.base or inputs.norm_weight.base:
         _weighted_sum(inputs, b, token, shape, weights, value, x)
     if inputs.norm_weight.base:
-        scale = normalise(x, channels, shape.eps, True)
+        scale = normalize(x, channels, shape.eps, True)
     if inputs.z.base:
         take_row(row(inputs.z, b, 0, token), channels, gates)
         gate(gates, vectors, gates, dz)
@@ -272,7 +274,7 @@ def _gate_and_norm_backward(b, token, shape, inputs, gradients, scratch, weights
         add_product(g, x, ONE, vectors, parts + shape.directions * size)
         add(g, vectors, parts + (shape.directions + 1) * size)
         multiply(g, norm_weight, ONE, vectors, g)
-        normalise_backward(g, x, channels, scale, True)
+        normalize_backward(g, x, channels, scale, True)
 
 
 @inline
@@ -302,7 +304,7 @@ def _combine_backward_kernel(counter, tasks, scratch, shape, inputs, dout, gradi
     channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
     value, g, weights = scratch + 2 * size, scratch + 5 * size, scratch + 6 * size
     parts = weights + (shape.directions + 2) * size
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         b, start = task // shape.blocks, task % shape.blocks * shape.block
         _take_weights(inputs, b, shape, weights)
@@ -318,7 +320,7 @@ def _combine_backward_kernel(counter, tasks, scratch, shape, inputs, dout, gradi
             at = parts + shape.directions * size
             put_row(at, channels, row(gradients.norm_weight, task, 0, 0))
             put_row(at + size, channels, row(gradients.norm_bias, task, 0, 0))
-        task = draw(counter)
+        task = atomic_add(counter)
 
 
 def combine_backward(dout: Tensor, inputs: CombineInputs) -> list[Tensor | None]:

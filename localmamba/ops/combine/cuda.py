@@ -15,24 +15,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._common.launch import Kernel
 from .._common.partials import sum_partials
 from .._common.registration import in_dtypes
 from .._common.tiles import (
     SMALL_TILE,
     TILE,
     add_rows,
-    centred_rows,
+    centered_rows,
     channel_offsets,
     float_rows,
     load,
     load_directions,
     load_rows,
     multiply_rows,
-    norm_gradient,
+    norm_grad,
     scale_rows,
+    silu_grad_rows,
     silu_rows,
-    silu_slope_rows,
     store_rows,
     store_sums,
     sum_rows,
@@ -41,13 +40,14 @@ from .._common.tiles import (
     token_strides,
     zero_rows,
 )
-from .._common.triton_math import (
+from .._common.triton_common import (
+    Kernel,
     cdiv,
     device_of,
-    program_of_three,
-    program_of_two,
+    program_2d,
+    program_3d,
     sigmoid,
-    silu_slope,
+    silu_grad,
     unit_stride,
 )
 from .reference import CombineInputs, SCAttnInputs
@@ -106,15 +106,15 @@ def _per_token(x, o_t):
 def pool_forward_kernel(
     y, z, sums, z_b, z_t, length, blocks, eps,
     K: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr,
-    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """Computes a program's share of the means of its directions, [B, K, blocks, D]."""
-    i_t, i_b = program_of_two(blocks)
+    i_t, i_b = program_2d(blocks)
     k = tl.program_id(1) * BK
-    o_d = channel_offsets(PIECES, PARTS)
+    o_d = channel_offsets(TILES, PARTS)
     totals = ()
     for _ in tl.static_range(BK):
-        totals += (zero_rows(PIECES, PARTS, BT),)
+        totals += (zero_rows(TILES, PARTS, BT),)
     o_first = i_t * TOKENS + token_offsets(BT)
     end = tl.minimum(length, (i_t + 1) * TOKENS)
     following = load_directions(y, i_b, k, o_first, o_d, o_first < end, length, K, D, BK)
@@ -132,7 +132,7 @@ def pool_forward_kernel(
             rows = float_rows(directions[j])
             if z is not None:
                 rows = multiply_rows(rows, act)
-            centred, b_rstd = centred_rows(rows, o_d, m_t, D, eps)
+            centred, b_rstd = centered_rows(rows, o_d, m_t, D, eps)
             added += (add_rows(totals[j], scale_rows(centred, b_rstd)),)
         totals = added
     for j in tl.static_range(BK):
@@ -175,10 +175,10 @@ def _weighted_rows(
 @no_type_check
 def _weighted_sum(
     y, channel_weights, token_weights, i_b, o_t, o_d, m_t, length, K: tl.constexpr, D: tl.constexpr,
-    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """Computes the weighted sum of rows over all directions."""
-    total = zero_rows(PIECES, PARTS, BT)
+    total = zero_rows(TILES, PARTS, BT)
     for k in range(0, K, BK):
         directions = load_directions(y, i_b, k, o_t, o_d, m_t, length, K, D, BK)
         for j in tl.static_range(BK):
@@ -196,11 +196,11 @@ def _weighted_sum(
 def combine_forward_kernel(
     y, channel_weights, token_weights, z, norm_weight, norm_bias, out,
     z_b, z_t, length, blocks, eps, K: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr,
-    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """Computes the weighted sum over directions, normalized and gated."""
-    i_t, i_b = program_of_two(blocks)
-    o_d = channel_offsets(PIECES, PARTS)
+    i_t, i_b = program_2d(blocks)
+    o_d = channel_offsets(TILES, PARTS)
     for i in range(0, TOKENS, BT):
         o_t = i_t * TOKENS + i + token_offsets(BT)
         m_t = o_t < length
@@ -208,10 +208,10 @@ def combine_forward_kernel(
             b_z = load_rows(z + i_b * z_b + o_t.to(tl.int64) * z_t, o_d, m_t, D)
         rows = _weighted_sum(
             y, channel_weights, token_weights, i_b, o_t, o_d, m_t, length,
-            K, D, BK, PIECES, PARTS, BT,
+            K, D, BK, TILES, PARTS, BT,
         )  # fmt: skip
         if norm_weight is not None:
-            centred, b_rstd = centred_rows(rows, o_d, m_t, D, eps)
+            centred, b_rstd = centered_rows(rows, o_d, m_t, D, eps)
             rows = scale_rows(centred, b_rstd)
             rows = multiply_rows(rows, load_rows(_per_token(norm_weight, o_t), o_d, m_t, D))
             rows = add_rows(rows, load_rows(_per_token(norm_bias, o_t), o_d, m_t, D))
@@ -239,7 +239,7 @@ def combine_forward(inputs: CombineInputs) -> Tensor:
 def _gate_backward(b_g, b_normed, b_z, p_dz, m):
     """Computes the gradient of the gated rows; stores that of the gate."""
     b_gate = sigmoid(b_z)
-    tl.store(p_dz, b_g * b_normed * silu_slope(b_z, b_gate), mask=m)
+    tl.store(p_dz, b_g * b_normed * silu_grad(b_z, b_gate), mask=m)
     return b_g * (b_z * b_gate)
 
 
@@ -250,7 +250,7 @@ def _gate_and_norm_backward(
 ):  # fmt: skip
     """Computes rows of the gradients of the sum and the norm's parameters; stores that of z."""
     if norm_weight is not None:
-        centred, b_rstd = centred_rows(b_sum, o_d, m_t, D, eps)
+        centred, b_rstd = centered_rows(b_sum, o_d, m_t, D, eps)
     gradients, dweight, dbias = (), (), ()
     for i in tl.static_range(len(o_d)):
         m = m_t & (o_d[i] < D)
@@ -266,7 +266,7 @@ def _gate_and_norm_backward(
         dbias += (b_tile,)
         gradients += (b_tile * b_weight,)
     if norm_weight is not None:
-        gradients = norm_gradient(gradients, centred, b_rstd, 1.0, D)
+        gradients = norm_grad(gradients, centred, b_rstd, 1.0, D)
     return gradients, dweight, dbias
 
 
@@ -277,13 +277,13 @@ def sum_backward_kernel(
     dout, y, channel_weights, token_weights, z, norm_weight, norm_bias,
     dsum, dz, dnorm_weight, dnorm_bias, dout_b, dout_t, z_b, z_t, length, blocks, eps,
     K: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr,
-    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """Computes the gradients of the sum and the gate, and partial sums of those of the norm."""
-    i_t, i_b = program_of_two(blocks)
-    o_d = channel_offsets(PIECES, PARTS)
-    dweight = zero_rows(PIECES, PARTS, BT)
-    dbias = zero_rows(PIECES, PARTS, BT)
+    i_t, i_b = program_2d(blocks)
+    o_d = channel_offsets(TILES, PARTS)
+    dweight = zero_rows(TILES, PARTS, BT)
+    dbias = zero_rows(TILES, PARTS, BT)
     for i in range(0, TOKENS, BT):
         o_t = i_t * TOKENS + i + token_offsets(BT)
         m_t = o_t < length
@@ -294,7 +294,7 @@ def sum_backward_kernel(
             b_z = load_rows(z + i_b * z_b + o_t.to(tl.int64) * z_t, o_d, m_t, D)
         b_sum = _weighted_sum(
             y, channel_weights, token_weights, i_b, o_t, o_d, m_t, length,
-            K, D, BK, PIECES, PARTS, BT,
+            K, D, BK, TILES, PARTS, BT,
         )  # fmt: skip
         p_dz = dz + o_out if dz is not None else None
         b_dsum, b_dweight, b_dbias = _gate_and_norm_backward(
@@ -341,7 +341,7 @@ def channel_weights_backward_kernel(
     K: tl.constexpr, TOKENS: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Computes partial sums over tokens of output times the gradient of the sum."""
-    i_d, i_t, i_b = program_of_three(tl.cdiv(channels, BD), blocks)
+    i_d, i_t, i_b = program_3d(tl.cdiv(channels, BD), blocks)
     o_d = i_d * BD + tl.arange(0, BD)[None, :]
     i_bk = i_b * K + tl.program_id(1) * BK
     left = K - tl.program_id(1) * BK
@@ -403,8 +403,8 @@ def _sum_to_y_backward(
 def _means_to_y_backward(gated, dmeans, o_bk, o_t, o_d, m_t, length, D: tl.constexpr, eps):
     """Computes the gradient of the gated y through the pooling."""
     b_g = float_rows(load_rows(_per_token(dmeans + o_bk * D, o_t), o_d, m_t, D))
-    centred, b_rstd = centred_rows(gated, o_d, m_t, D, eps)
-    return norm_gradient(b_g, centred, b_rstd, 1.0 / length, D)
+    centred, b_rstd = centered_rows(gated, o_d, m_t, D, eps)
+    return norm_grad(b_g, centred, b_rstd, 1.0 / length, D)
 
 
 @Kernel
@@ -414,16 +414,16 @@ def y_backward_kernel(
     dsum, y, channel_weights, token_weights, dmeans, z, dy, dtoken, dz,
     sum_b, sum_t, z_b, z_t, length, blocks, eps,
     K: tl.constexpr, D: tl.constexpr, ADDS_DZ: tl.constexpr, TOKENS: tl.constexpr,
-    BK: tl.constexpr, PIECES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """Computes the gradients of y, of the token weights and of the pooling's gate."""
-    i_t, i_b = program_of_two(blocks)
-    o_d = channel_offsets(PIECES, PARTS)
+    i_t, i_b = program_2d(blocks)
+    o_d = channel_offsets(TILES, PARTS)
     for i in range(0, TOKENS, BT):
         o_t = i_t * TOKENS + i + token_offsets(BT)
         m_t = o_t < length
         o_z, o_dz = i_b * z_b + o_t.to(tl.int64) * z_t, (i_b * length + o_t) * D
-        b_dact = zero_rows(PIECES, PARTS, BT)
+        b_dact = zero_rows(TILES, PARTS, BT)
         if dsum is not None:
             b_dsum = load_rows(dsum + i_b * sum_b + o_t.to(tl.int64) * sum_t, o_d, m_t, D)
         if z is not None:
@@ -434,7 +434,7 @@ def y_backward_kernel(
                 o_bk = i_b * K + k + j
                 m_y = m_t & (_per_token(k + j, o_t) < K)
                 b_y = float_rows(directions[j])
-                b_dy = zero_rows(PIECES, PARTS, BT)
+                b_dy = zero_rows(TILES, PARTS, BT)
                 if dsum is not None:
                     b_dy = _sum_to_y_backward(
                         b_dsum, b_y, channel_weights, token_weights, dtoken, o_bk, o_t, o_d, m_y,
@@ -450,7 +450,7 @@ def y_backward_kernel(
                 store_rows(dy + (o_bk * length + o_t) * D, b_dy, o_d, m_y, D, False)
         if z is not None:
             # z is read again rather than kept, for its registers.
-            b_dz = multiply_rows(b_dact, silu_slope_rows(load_rows(z + o_z, o_d, m_t, D)))
+            b_dz = multiply_rows(b_dact, silu_grad_rows(load_rows(z + o_z, o_d, m_t, D)))
             if ADDS_DZ:
                 b_dz = add_rows(b_dz, load_rows(dz + o_dz, o_d, m_t, D))
             store_rows(dz + o_dz, b_dz, o_d, m_t, D, False)

@@ -15,17 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._common.launch import Kernel
 from .._common.partials import sum_partials
 from .._common.tiles import load
-from .._common.triton_math import (
-    WAVE,
+from .._common.triton_common import (
+    Kernel,
     cdiv,
     device_of,
     next_power_of_2,
-    program_of_three,
-    program_of_two,
+    program_2d,
+    program_3d,
     sigmoid,
+    wave_size,
 )
 from .reference import SCAttnParameters
 
@@ -66,7 +66,7 @@ def _layers(means: Tensor, reduce_weight: Tensor) -> _Layers:
     row_tiles, channel_tiles = cdiv(rows, _ROWS), cdiv(channels, _CHANNELS)
     programs = row_tiles * cdiv(width, tile_width)
     # Half a wave: two programs per SM.
-    splits = cdiv(WAVE // 2, max(programs, 1))
+    splits = cdiv(wave_size(means) // 2, max(programs, 1))
     share = cdiv(channel_tiles, min(splits, _MAX_SPLITS))
     splits = cdiv(channel_tiles, share)
     tile = {"BN": _ROWS, "BD": _CHANNELS, "BR": tile_width, "num_warps": 4}
@@ -126,7 +126,7 @@ def reduced_forward_kernel(
     BN: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """Computes the affine part of the pooling's norm, and partial sums of the first layer."""
-    i_n, i_r, i_s = program_of_three(tl.cdiv(rows, BN), tl.cdiv(width, BR))
+    i_n, i_r, i_s = program_3d(tl.cdiv(rows, BN), tl.cdiv(width, BR))
     o_n = _row_offsets(i_n, BN)
     o_r = i_r * BR + tl.arange(0, BR)[None, :]
     b_sum = tl.zeros([BN, BR], tl.float32)
@@ -150,7 +150,7 @@ def weights_forward_kernel(
     SPLITS: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """Computes GELU, the second layer and sigmoid; stores the output of the first layer."""
-    i_d, i_n = program_of_two(tl.cdiv(channels, BD))
+    i_d, i_n = program_2d(tl.cdiv(channels, BD))
     o_n = _row_offsets(i_n, BN)
     o_d = i_d * BD + tl.arange(0, BD)[None, :]
     b_sum = tl.zeros([BN, BD], tl.float32)
@@ -212,7 +212,7 @@ def logits_backward_kernel(
     CHUNK: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """Computes the gradient of the logits, and partial sums of that of GELU's output."""
-    i_n, i_r, i_s = program_of_three(tl.cdiv(rows, BN), tl.cdiv(width, BR))
+    i_n, i_r, i_s = program_3d(tl.cdiv(rows, BN), tl.cdiv(width, BR))
     o_n = _row_offsets(i_n, BN)
     o_r = i_r * BR + tl.arange(0, BR)[None, :]
     b_sum = tl.zeros([BN, BR], tl.float32)
@@ -242,7 +242,7 @@ def means_backward_kernel(
 
     Stores partial sums over rows of those of the pooling's weight and bias, `dpool`, [2, tiles, D].
     """
-    i_d, i_n = program_of_two(tl.cdiv(channels, BD))
+    i_d, i_n = program_2d(tl.cdiv(channels, BD))
     o_n = _row_offsets(i_n, BN)
     o_d = i_d * BD + tl.arange(0, BD)[None, :]
     m_d = o_d < channels
@@ -290,7 +290,7 @@ def parameters_backward_kernel(
 
     Those are the gradients of the biases and of the pooling's weight and bias.
     """
-    i_d, i_r = program_of_two(tl.cdiv(channels, BD))
+    i_d, i_r = program_2d(tl.cdiv(channels, BD))
     o_d = i_d * BD + tl.arange(0, BD)[None, :]
     o_r = i_r * BR + tl.arange(0, BR)[None, :]
     m_d, m_r = o_d < channels, o_r < width

@@ -1,23 +1,24 @@
-"""Depthwise convolution over a map of tokens, then SiLU: PyTorch's (oneDNN), in float32."""
+"""CPU implementation of the depthwise convolution with SiLU: PyTorch's (oneDNN), in float32."""
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .._common.registration import in_dtypes
 
 
-def _maps(x, weight, bias):
-    """In float32: the map as PyTorch's convolutions take it, [B, D, H, W], and the parameters."""
+def _maps(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns the inputs in float32, the map as PyTorch's convolutions take it, [B, D, H, W]."""
     bias = bias if bias is None else bias.float()
     return x.float().permute(0, 3, 1, 2), weight.float(), bias
 
 
-def _before_silu(x, weight, bias):
+def _before_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
 
-def forward(x, weight, bias):
-    """See `ops.backends`."""
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Computes y, contiguous."""
     if x.numel() == 0:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     y = F.silu(_before_silu(*_maps(x, weight, bias)), inplace=True).permute(0, 2, 3, 1)
@@ -25,8 +26,8 @@ def forward(x, weight, bias):
     return y.to(x.dtype).contiguous()
 
 
-def backward(dy, x, weight, bias):
-    """See `ops.backends`."""
+def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor | None]:
+    """Computes the gradients of x, weight and bias."""
     inputs, channels, padding = (x, weight, bias), x.shape[3], weight.shape[-1] // 2
     if x.numel() == 0:
         return [i if i is None else torch.zeros_like(i) for i in inputs]

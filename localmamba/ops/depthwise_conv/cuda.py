@@ -1,4 +1,4 @@
-"""Depthwise convolution over a map of tokens with SiLU (Triton), any odd kernel size.
+"""Triton kernels of the depthwise convolution over a map with SiLU, any odd kernel size.
 
 The work is cut into units: some rows, columns and channels of an image. A unit reads each row of
 the map once for each column of taps and keeps it for all the tokens that it reaches. The gradient
@@ -10,19 +10,21 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .._common.launch import Kernel
 from .._common.partials import sum_partials
 from .._common.registration import in_dtypes
-from .._common.triton_math import (
-    WAVE,
+from .._common.triton_common import (
+    Kernel,
     cdiv,
     device_of,
     next_power_of_2,
+    register_limit,
     sigmoid,
-    silu_slope,
+    silu_grad,
     store,
     unit_stride,
+    wave_size,
 )
 
 _ROWS, _COLUMNS, _CHANNELS = 7, 8, 64
@@ -31,50 +33,37 @@ _ROWS, _COLUMNS, _CHANNELS = 7, 8, 64
 _VALUES = 128
 """Values of one row of a unit that a warp holds."""
 
-_REGISTERS = 168
-"""Of a thread of the backward kernel, for three programs a multiprocessor at a time, where they
-suffice: for 3 x 3 taps in half precision."""
-
-_AHEAD = 3
-"""Rows that the backward kernel loads ahead of the one that it works on."""
+_PREFETCH = 3
+"""Rows that the backward kernel loads ahead of the one that it computes."""
 
 _NEVER_CONSTANT = ("strips", "bands")
 """Where both are 1, Triton would make constants of them, and then masks that fill the registers."""
 
 
 class _Launch(NamedTuple):
-    """How a batch of maps is cut into units."""
+    """Division of a batch of maps into units; rows and channels per unit."""
 
     rows: int
-    """Of a unit."""
     channels: int
-    """Of a unit (a power of two)."""
     strips: int
     """Units side by side on a map."""
     bands: int
     """Units one below the other on a map."""
     channel_blocks: int
     units: int
-    """Of all images, for one block of channels."""
+    """Units of all images, for one block of channels."""
     warps: int
 
 
-def _launch(batch: int, height: int, width: int, channels: int, size: int) -> _Launch:
+def _launch(x: Tensor, size: int) -> _Launch:
     """Units of one row each where there are few, or where more taps would not fit registers."""
+    batch, height, width, channels = x.shape
     block = min(_CHANNELS, next_power_of_2(channels))
     strips, channel_blocks = cdiv(width, _COLUMNS), cdiv(channels, block)
     units = batch * strips * cdiv(height, _ROWS)
-    rows = _ROWS if size <= 3 and units * channel_blocks >= 2 * WAVE else 1
-    bands = cdiv(height, rows)
-    return _Launch(
-        rows=rows,
-        channels=block,
-        strips=strips,
-        bands=bands,
-        channel_blocks=channel_blocks,
-        units=batch * strips * bands,
-        warps=max(1, _COLUMNS * block // _VALUES),
-    )
+    rows = _ROWS if size <= 3 and units * channel_blocks >= 2 * wave_size(x) else 1
+    bands, warps = cdiv(height, rows), max(1, _COLUMNS * block // _VALUES)
+    return _Launch(rows, block, strips, bands, channel_blocks, batch * strips * bands, warps)
 
 
 @triton.jit
@@ -97,7 +86,7 @@ def _columns(x, i_b, i_h, o_w, o_d, x_b, x_h, x_w, S: tl.constexpr):
 
 @triton.jit
 def _row(columns, i_s, x_h, o_w, height, width, m_d, S: tl.constexpr):
-    """What a unit reads of row i_s, S tiles [BW, BD], and the pointers to the next row."""
+    """Loads what a unit reads of row i_s, S tiles [BW, BD]; moves the pointers to the next row."""
     right = tl.where((i_s >= 0) & (i_s < height), width, 0)
     tiles, below = (), ()
     for j in tl.static_range(S):
@@ -116,7 +105,7 @@ def _mask(i_h, o_w, height, width, m_d):
 
 @triton.jit
 def _outputs(i_b, i_h, o_w, o_d, height, width, channels):
-    """Offsets of a unit's first row in what the convolution puts out, [BW, BD]."""
+    """Offsets of a unit's first row in the convolution's output, [BW, BD]."""
     o_row = (i_b * height + i_h) * width * channels
     return o_row + (o_w[:, None] * channels + o_d[None, :])
 
@@ -140,7 +129,7 @@ def depthwise_kernel(
     HAS_BIAS: tl.constexpr, TRANSPOSED: tl.constexpr,
     R: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    """The convolution with SiLU, or its transpose, without: taps in opposite order."""
+    """The convolution with SiLU, or its transpose (taps in opposite order) without."""
     i_d, i_u = tl.program_id(0) % channel_blocks, tl.program_id(0) // channel_blocks
     i_b, i_h, o_w = _place(i_u, strips, bands, R, BW)
     o_d = i_d * BD + tl.arange(0, BD)
@@ -170,10 +159,10 @@ def depthwise_kernel(
 def before_silu_backward_kernel(
     dy, x, weight, bias, dpre, dparameters, x_b, x_h, x_w, height, width, channels,
     strips, bands, channel_blocks, units, share,
-    HAS_BIAS: tl.constexpr, AHEAD: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PREFETCH: tl.constexpr,
     R: tl.constexpr, BW: tl.constexpr, BD: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    """Back through SiLU: the gradient of the convolution's output, and its sums over a share.
+    """The gradient before SiLU, and the sums of the parameters' gradients over a share of units.
 
     A program's sums are a row of `dparameters`, as the gradients lie: taps [D, S, S], bias [D].
     """
@@ -189,21 +178,21 @@ def before_silu_backward_kernel(
         columns = _columns(x, i_b, i_h, o_w, o_d, x_b, x_h, x_w, S)
         o_y = _outputs(i_b, i_h, o_w, o_d, height, width, channels)
         p_dy, p_dpre, rows, gradients = dy + o_y, dpre + o_y, (), ()
-        # Step i loads what step i + AHEAD needs first, so that a warp seldom waits.
-        for i in tl.static_range(-AHEAD - S + 1, R):
-            if i + AHEAD < R:
-                i_s = i_h + (i + AHEAD + S // 2)
+        # Step i loads what step i + PREFETCH needs first, so that a warp seldom waits.
+        for i in tl.static_range(-PREFETCH - S + 1, R):
+            if i + PREFETCH < R:
+                i_s = i_h + (i + PREFETCH + S // 2)
                 tiles, columns = _row(columns, i_s, x_h, o_w, height, width, m_d, S)
                 rows += tiles
-                if i + AHEAD >= 0:
-                    m = _mask(i_h + (i + AHEAD), o_w, height, width, m_d)
+                if i + PREFETCH >= 0:
+                    m = _mask(i_h + (i + PREFETCH), o_w, height, width, m_d)
                     gradients += (tl.load(p_dy, mask=m, other=0.0),)
                     p_dy += width * channels
             if i >= 0:
                 b_pre = tl.zeros([BW, BD], tl.float32) + b_bias[None, :]
                 for j in tl.static_range(S * S):
                     b_pre += taps[j][None, :] * rows[i * S + j]
-                b_g = gradients[i].to(tl.float32) * silu_slope(b_pre, sigmoid(b_pre))
+                b_g = gradients[i].to(tl.float32) * silu_grad(b_pre, sigmoid(b_pre))
                 m = _mask(i_h + i, o_w, height, width, m_d)
                 tl.store(p_dpre, b_g, mask=m)
                 p_dpre += width * channels
@@ -217,21 +206,20 @@ def before_silu_backward_kernel(
     tl.store(p_sums + S * S * channels + o_d, tl.sum(sums[S * S], axis=0), mask=m_d)
 
 
-def _taps_first(weight):
-    """[D, 1, S, S] as [S, S, D]: channels lie side by side."""
+def _taps_first(weight: Tensor) -> Tensor:
+    """Returns [D, 1, S, S] as contiguous [S, S, D]: channels lie side by side."""
     return weight[:, 0].permute(1, 2, 0).contiguous()
 
 
-def _convolve(x, weight, bias, transposed):
-    """The kernel's result for taps [S, S, D], contiguous."""
-    batch, height, width, channels = x.shape
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    """Launches `depthwise_kernel` for taps [S, S, D]."""
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
-    launch = _launch(batch, height, width, channels, weight.shape[0])
+    launch = _launch(x, weight.shape[0])
     with device_of(x):
         depthwise_kernel[(launch.units * launch.channel_blocks,)](
-            x, weight, bias, y, *x.stride()[:3], height, width, channels,
+            x, weight, bias, y, *x.stride()[:3], *x.shape[1:],
             launch.strips, launch.bands, launch.channel_blocks,
             HAS_BIAS=bias is not None, TRANSPOSED=transposed, R=launch.rows, BW=_COLUMNS,
             BD=launch.channels, S=weight.shape[0], num_warps=launch.warps,
@@ -239,30 +227,33 @@ def _convolve(x, weight, bias, transposed):
     return y
 
 
-def forward(x, weight, bias):
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Computes y, contiguous."""
     bias = bias if bias is None else bias.contiguous()
     return _convolve(unit_stride(x), _taps_first(weight), bias, False)
 
 
-def backward(dy, x, weight, bias):
+def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor | None]:
+    """Computes the gradients of x, weight and bias."""
     inputs, size = (x, weight, bias), weight.shape[-1]
     dy, x, weight = dy.contiguous(), unit_stride(x), _taps_first(weight)
     bias = bias if bias is None else bias.contiguous()
-    batch, height, width, channels = x.shape
-    launch = _launch(batch, height, width, channels, size)
-    # Six programs a multiprocessor, where two or three run at a time: shares of the units, over
-    # which each adds up the parameters' gradients, that end together.
-    share = max(1, cdiv(launch.units * launch.channel_blocks, 3 * WAVE // 2))
+    channels = x.shape[3]
+    launch = _launch(x, size)
+    # Six programs per SM, of which two or three run at a time: their shares of the units end
+    # together. Where three programs can hold the taps of half precision, they get the registers.
+    share = max(1, cdiv(launch.units * launch.channel_blocks, 3 * wave_size(x) // 2))
     programs = cdiv(launch.units, share)
-    registers = _REGISTERS if x.element_size() == 2 and size <= 3 else None
+    three = x.element_size() == 2 and size <= 3
+    registers = register_limit(x.get_device(), warps=4, programs=3) if three else None
     dpre = torch.empty(x.shape, dtype=dy.dtype, device=x.device)
     sums = torch.empty((programs, (size**2 + 1) * channels), dtype=torch.float32, device=x.device)
     if dpre.numel() > 0:
         with device_of(x):
             before_silu_backward_kernel[(programs * launch.channel_blocks,)](
-                dy, x, weight, bias, dpre, sums, *x.stride()[:3], height, width, channels,
+                dy, x, weight, bias, dpre, sums, *x.stride()[:3], *x.shape[1:],
                 launch.strips, launch.bands, launch.channel_blocks, launch.units, share,
-                HAS_BIAS=bias is not None, AHEAD=_AHEAD, R=launch.rows, BW=_COLUMNS,
+                HAS_BIAS=bias is not None, PREFETCH=_PREFETCH, R=launch.rows, BW=_COLUMNS,
                 BD=launch.channels, S=size, num_warps=launch.warps, maxnreg=registers,
             )  # fmt: skip
     dx = _convolve(dpre, weight, None, True)

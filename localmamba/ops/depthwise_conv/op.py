@@ -23,7 +23,7 @@ from . import reference
 
 
 class DepthwiseConvKernels(Protocol):
-    """Kernels of the depthwise convolution; strides and dtypes any."""
+    """Kernels of the depthwise convolution, for any strides and dtypes."""
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Computes y, [B, H, W, D], contiguous."""
@@ -97,7 +97,7 @@ def depthwise_conv(
 
     Args:
         x: Map of tokens, [B, H, W, D].
-        weight: As of `nn.Conv2d(D, D, S, padding=S // 2, groups=D)`: [D, 1, S, S], S odd.
+        weight: Weight of `nn.Conv2d(D, D, S, padding=S // 2, groups=D)`: [D, 1, S, S], S odd.
         bias: [D], or None.
 
     Returns:

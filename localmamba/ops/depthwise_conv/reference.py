@@ -1,4 +1,4 @@
-"""The depthwise convolution in differentiable PyTorch: the truth of its kernels."""
+"""The depthwise convolution in differentiable PyTorch."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from .._common.tokens import accumulation_dtype
 
 
 def depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Computes `ops.depthwise_conv`, of any floating dtype."""
+    """Computes `ops.depthwise_conv` in any floating dtype."""
     dtype, size = accumulation_dtype(x.dtype), weight.shape[-1]
     height, width, channels = x.shape[1:]
     tokens = F.pad(x.to(dtype), (0, 0) + 2 * (size // 2, size // 2))

@@ -5,6 +5,7 @@ embedding of hidden tokens and residual alike is one rotation of their sum), the
 with a layer norm. `token_norm` is the norm alone.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 import torch
@@ -25,37 +26,20 @@ from . import reference
 
 
 class NormKernels(Protocol):
-    """Kernels of the norm; strides and dtypes any."""
+    """Kernels of the norm, for any strides and dtypes."""
 
     def forward(
-        self,
-        hidden: Tensor,
-        residual: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        cos: Tensor | None,
-        sin: Tensor | None,
-        scale: Tensor | None,
-        eps: float,
-        dtype: torch.dtype,
-        keep_stream: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+        self, hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None,
+        cos: Tensor | None, sin: Tensor | None, scale: Tensor | None, eps: float,
+        dtype: torch.dtype, keep_stream: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Computes the normalized tokens in `dtype` and, if it is kept, the new stream."""
 
     def backward(
-        self,
-        dnormed: Tensor,
-        dstream: Tensor | None,
-        stream: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        cos: Tensor | None,
-        sin: Tensor | None,
-        scale: Tensor | None,
-        eps: float,
-        hidden_dtype: torch.dtype,
-        has_residual: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        self, dnormed: Tensor, dstream: Tensor | None, stream: Tensor, weight: Tensor,
+        bias: Tensor | None, cos: Tensor | None, sin: Tensor | None, scale: Tensor | None,
+        eps: float, hidden_dtype: torch.dtype, has_residual: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:  # fmt: skip
         """Computes the gradients of hidden, residual, weight and bias, from the new stream."""
 
 
@@ -67,28 +51,24 @@ if TYPE_CHECKING:
 kernels: Backends[NormKernels] = Backends(__package__)
 
 
-def _forward(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
-    return kernels(hidden).forward(
-        hidden, residual, weight, bias, cos, sin, scale, eps, dtype, True
-    )
+def _forward(hidden: Tensor, *args: Any) -> tuple[Tensor, Tensor | None]:
+    return kernels(hidden).forward(hidden, *args)
 
 
-def _fake(hidden, residual, weight, bias, cos, sin, scale, eps, dtype):
+def _fake(hidden: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     stream = hidden.new_empty(hidden.shape, dtype=accumulation_dtype(hidden.dtype))
-    return hidden.new_empty(hidden.shape, dtype=dtype), stream
+    return hidden.new_empty(hidden.shape, dtype=args[-1]), stream
 
 
-def _reference(*args):
-    return reference.forward(*args, keep_stream=True)
-
-
-def _backward(dnormed, dstream, stream, *args):
+def _backward(dnormed: Tensor, dstream: Tensor | None, stream: Tensor, *args: Any) -> list[Tensor]:
     return contiguous(kernels(stream).backward(dnormed, dstream, stream, *args))
 
 
 def _backward_fake(
-    dnormed, dstream, stream, weight, bias, cos, sin, scale, eps, hidden_dtype, has_residual
-):
+    dnormed: Tensor, dstream: Tensor | None, stream: Tensor, weight: Tensor, bias: Tensor | None,
+    *args: Any,
+) -> list[Tensor]:  # fmt: skip
+    *_, hidden_dtype, has_residual = args
     dhidden = stream.new_empty(stream.shape, dtype=hidden_dtype)
     return [dhidden, *empty_gradients((stream if has_residual else None, weight, bias))]
 
@@ -99,7 +79,7 @@ _norm = Op(
     "-> (Tensor, Tensor)",
     kernel=_forward,
     fake=_fake,
-    reference=_reference,
+    reference=reference.forward,
 )
 _norm_backward = Op(
     f"residual_norm_backward(Tensor dnormed, Tensor? dstream, Tensor stream, {_TENSORS}, "
@@ -137,23 +117,16 @@ _norm_backward.register_second_derivative()
 _norm.register_autocast(set_dtype(8))
 
 
-def _forward_alone(x, weight, bias, eps, dtype):
-    return kernels(x).forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
-
-
-def _fake_alone(x, weight, bias, eps, dtype):
-    return x.new_empty(x.shape, dtype=dtype)
-
-
-def _reference_alone(x, weight, bias, eps, dtype):
-    return reference.forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
+def _norm_only(backend: NormKernels, x: Tensor, *args: Any) -> Tensor:
+    weight, bias, eps, dtype = args
+    return backend.forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
 
 
 _norm_alone = Op(
     "token_norm(Tensor x, Tensor weight, Tensor? bias, float eps, ScalarType dtype) -> Tensor",
-    kernel=_forward_alone,
-    fake=_fake_alone,
-    reference=_reference_alone,
+    kernel=lambda x, *args: _norm_only(kernels(x), x, *args),
+    fake=lambda x, weight, bias, eps, dtype: x.new_empty(x.shape, dtype=dtype),
+    reference=partial(_norm_only, reference),
 )
 
 
@@ -184,23 +157,23 @@ def residual_norm(
     scale: Optional[Tensor] = None,  # noqa: UP045
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """Adds hidden tokens to the residual stream, turns the sum, and normalises it.
+    """Adds hidden tokens to the residual stream, rotates the sum, and normalizes it.
 
     With `scale`, hidden tokens are multiplied first, as stochastic depth does.
 
     Args:
-        hidden: What the block before put out, [..., L, C].
+        hidden: Output of the previous block, [..., L, C].
         residual: The stream that it is added to, [..., L, C]; None for the first block.
-        weight: Of the norm, [C].
+        weight: Weight of the norm, [C].
         bias: With it the norm is a layer norm, [C]; without, an RMS norm.
-        cos: Rotary table, [1, L, C], each angle twice; None for no rotation.
+        cos: Rotary table, [1, L, C], each angle twice; None for no rotation. It has no gradient.
         sin: Rotary table, [1, L, C], with `cos`.
-        scale: Factors of the hidden tokens by image, [B] for hidden tokens [B, ..., L, C], whose
-            first axis counts the images however many follow; None for 1. They have no gradient.
-        eps: Of the norm.
+        scale: Factor of the hidden tokens of each image, [B], where B is the first axis of
+            `hidden`; None for 1. It has no gradient.
+        eps: Added to the variance.
 
     Returns:
-        The normalised tokens, [..., L, C] in the dtype of `weight` (of autocast, under it), and the
+        The normalized tokens, [..., L, C] in the dtype of `weight` (of autocast, under it), and the
         new stream, [..., L, C], in float32 (float64 for float64 tokens).
 
     Raises:
@@ -218,7 +191,7 @@ def residual_norm(
     check_shape("sin", sin, [1, length, channels])
     check_shape("scale", scale, [hidden.shape[0]])
     if cos is not None and channels % 2 == 1:
-        raise ValueError(f"rotary tables turn pairs of channels, got {channels} channels")
+        raise ValueError(f"rotary tables rotate pairs of channels, got {channels} channels")
     return torch.ops.localmamba.residual_norm(
         hidden, residual, weight, bias, cos, sin, scale, eps, weight.dtype
     )
@@ -230,13 +203,13 @@ def token_norm(
     bias: Optional[Tensor] = None,  # noqa: UP045
     eps: float = 1e-5,
 ) -> Tensor:
-    """The norm alone, of tokens that join no stream.
+    """Normalizes tokens that join no stream.
 
     Args:
         x: Tokens, [..., L, C].
-        weight: Of the norm, [C].
+        weight: Weight of the norm, [C].
         bias: With it the norm is a layer norm, [C]; without, an RMS norm.
-        eps: Of the norm.
+        eps: Added to the variance.
 
     Returns:
         [..., L, C] in the dtype of `weight` (of autocast, under it).

@@ -1,4 +1,4 @@
-"""The norm of the residual stream in differentiable PyTorch: the truth of its kernels."""
+"""The norm of the residual stream in differentiable PyTorch."""
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ from .._common.tokens import accumulation_dtype
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates neighbouring pairs of channels by the angles of the tables [1, L, C]."""
-    turned = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
-    return x * cos[0] + turned * sin[0]
+    rotated = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
+    return x * cos[0] + rotated * sin[0]
 
 
 def scale_images(x: Tensor, scale: Tensor) -> Tensor:
@@ -20,17 +20,11 @@ def scale_images(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def residual_norm_reference(
-    hidden: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    cos: Tensor | None = None,
-    sin: Tensor | None = None,
-    scale: Tensor | None = None,
-    eps: float = 1e-5,
-    dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Computes `ops.residual_norm`, of any floating dtype."""
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None = None,
+    cos: Tensor | None = None, sin: Tensor | None = None, scale: Tensor | None = None,
+    eps: float = 1e-5, dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Computes `ops.residual_norm` in any floating dtype."""
     stream = hidden.to(accumulation_dtype(hidden.dtype))
     if scale is not None:
         stream = scale_images(stream, scale)
@@ -47,18 +41,12 @@ def residual_norm_reference(
 
 
 def forward(
-    hidden: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    scale: Tensor | None,
-    eps: float,
-    dtype: torch.dtype,
-    keep_stream: bool,
-) -> tuple[Tensor, Tensor | None]:
+    hidden: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None,
+    cos: Tensor | None, sin: Tensor | None, scale: Tensor | None, eps: float, dtype: torch.dtype,
+    keep_stream: bool = True,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Computes the normalized tokens and, if it is kept, the new stream."""
+    cos, sin, scale = (x if x is None else x.detach() for x in (cos, sin, scale))  # constants
     normed, stream = residual_norm_reference(
         hidden, residual, weight, bias, cos, sin, scale, eps, dtype
     )
@@ -68,18 +56,10 @@ def forward(
 
 
 def backward(
-    dnormed: Tensor,
-    dstream: Tensor | None,
-    stream: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    scale: Tensor | None,
-    eps: float,
-    hidden_dtype: torch.dtype,
-    has_residual: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    dnormed: Tensor, dstream: Tensor | None, stream: Tensor, weight: Tensor, bias: Tensor | None,
+    cos: Tensor | None, sin: Tensor | None, scale: Tensor | None, eps: float,
+    hidden_dtype: torch.dtype, has_residual: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:  # fmt: skip
     """Computes the gradients of hidden, residual, weight and bias, from the new stream."""
     stream = stream.to(accumulation_dtype(stream.dtype))
 

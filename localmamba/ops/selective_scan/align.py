@@ -5,8 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._common.launch import Kernel
-from .._common.triton_math import cdiv, device_of
+from .._common.triton_common import Kernel, cdiv, device_of
 from .branches import ALIGN
 
 _BLOCK = 1024

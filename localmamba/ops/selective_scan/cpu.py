@@ -3,10 +3,10 @@
 import torch
 
 from .._common.backends import CHUNK
+from .._common.numba_jit import run
 from .._common.registration import in_dtypes
 from .._common.rows import NOTHING, floats, int32_index, rows
-from .._common.threads import run
-from .._common.vectors import LANES
+from .._common.simd import LANES
 from . import reference
 from .cpu_backward import Gradients, backward_scratch, scan_backward_kernel
 from .cpu_forward import BLOCK, Inputs, Shape, forward_scratch, scan_forward_kernel

@@ -9,7 +9,7 @@ walked backwards.
 from typing import NamedTuple
 
 from .._common.backends import CHUNK
-from .._common.jit import function, inline, kernel
+from .._common.numba_jit import function, inline, kernel
 from .._common.rows import (
     Rows,
     clear,
@@ -22,16 +22,19 @@ from .._common.rows import (
     take_whole,
     whole_vectors,
 )
-from .._common.vector_math import LN2, exp2_of_product, exp2_of_small_product, sigmoid
-from .._common.vectors import (
+from .._common.simd import (
     LANES,
+    LN2,
     VECTOR_BYTES,
-    draw,
+    atomic_add,
+    exp2_of_product,
+    exp2_of_small_product,
     load_float,
     load_vector,
+    noinline,
     row_totals,
+    sigmoid,
     splat,
-    stay_a_function,
     store_vector,
 )
 from .cpu_forward import (
@@ -106,7 +109,7 @@ def _make_replay(power):
         Returns:
             The gradient of the skip weights.
         """
-        stay_a_function()
+        noinline()
         row_bytes, skipped = whole_vectors(states) * VECTOR_BYTES, splat(0.0)
         for step in range(count):
             at = values + step * _STEP_BYTES
@@ -136,7 +139,7 @@ _replay_in_small_steps = _make_replay(exp2_of_small_product)
 @function
 def _walk_back(count, states, values, B, C, dB, skip, own, products, records):
     """From the last step of a chunk to the first: du and ddelta in the places of u and delta."""
-    stay_a_function()
+    noinline()
     row_bytes = whole_vectors(states) * VECTOR_BYTES
     for step in range(count - 1, -1, -1):
         at = values + step * _STEP_BYTES
@@ -162,7 +165,7 @@ def _walk_back(count, states, values, B, C, dB, skip, own, products, records):
 @function
 def _gate_gradients(values, count):
     """dy SiLU(z) in the place of dy, dy SiLU'(z) in that of z."""
-    stay_a_function()
+    noinline()
     for step in range(count):
         at = values + step * _STEP_BYTES
         z, dy = load_vector(at + _Z), load_vector(at + _DY)
@@ -178,7 +181,7 @@ def _finish(values, count, use_softplus):
     Returns:
         The sum of that of dt.
     """
-    stay_a_function()
+    noinline()
     total = splat(0.0)
     for step in range(count):
         at = values + step * _STEP_BYTES
@@ -292,9 +295,9 @@ def _block_backward(b, k, block, shape, inputs, dy, kept, gradients, scratch):
 def scan_backward_kernel(counter, tasks, scratch, shape, span, inputs, dy, kept, gradients):
     """Writes the gradients; `span` directions make one task."""
     blocks, spans = blocks_of(shape.channels), shape.directions // span
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         b, part, block = task // blocks // spans, task // blocks % spans, task % blocks
         for k in range(part * span, (part + 1) * span):
             _block_backward(b, k, block, shape, inputs, dy, kept, gradients, scratch)
-        task = draw(counter)
+        task = atomic_add(counter)

@@ -8,7 +8,7 @@ two arrays a multiple of 4096 bytes apart would get in each other's way.
 from typing import NamedTuple
 
 from .._common.backends import CHUNK
-from .._common.jit import function, inline, kernel
+from .._common.numba_jit import function, inline, kernel
 from .._common.rows import (
     Rows,
     Window,
@@ -21,24 +21,21 @@ from .._common.rows import (
     take_whole,
     whole_vectors,
 )
-from .._common.vector_math import (
-    LOG2E,
-    exp2_of_product,
-    exp2_of_small_product,
-    magnitude,
-    silu,
-    softplus,
-)
-from .._common.vectors import (
+from .._common.simd import (
     LANES,
+    LOG2E,
     VECTOR_BYTES,
     all_below,
-    at_least,
-    draw,
+    atomic_add,
+    exp2_of_product,
+    exp2_of_small_product,
     load_float,
     load_vector,
+    maximum,
+    noinline,
+    silu,
+    softplus,
     splat,
-    stay_a_function,
     store_vector,
 )
 
@@ -102,7 +99,7 @@ def small_step_limit(rates, states, rate_bytes):
     """The step size up to which no exponent is large, as a vector."""
     largest = splat(0.0)
     for n in range(states):
-        largest = at_least(magnitude(load_vector(rates + n * rate_bytes)), largest)
+        largest = maximum(abs(load_vector(rates + n * rate_bytes)), largest)
     return splat(126.0) / largest
 
 
@@ -113,7 +110,7 @@ def step_sizes(dt, delta, step_bytes, count, shift, limit, use_softplus):
     Returns:
         Whether all are below the limit.
     """
-    stay_a_function()
+    noinline()
     small = True
     for step in range(count):
         at = step * step_bytes
@@ -122,7 +119,7 @@ def step_sizes(dt, delta, step_bytes, count, shift, limit, use_softplus):
         if use_softplus:
             size = softplus(size)
         store_vector(delta + at, size)
-        small = small and all_below(magnitude(size), limit)
+        small = small and all_below(abs(size), limit)
     return small
 
 
@@ -130,7 +127,7 @@ def _make_advance(power):
     @function
     def advance(count, states, values, B, C, skip, own):
         """Takes the states through a chunk and writes its outputs in the place of u."""
-        stay_a_function()
+        noinline()
         row_bytes = whole_vectors(states) * VECTOR_BYTES
         for step in range(count):
             at = values + step * _STEP_BYTES
@@ -155,7 +152,7 @@ _advance_in_small_steps = _make_advance(exp2_of_small_product)
 
 @function
 def _gate(values, count):
-    stay_a_function()
+    noinline()
     for step in range(count):
         at = values + step * _STEP_BYTES
         store_vector(at, load_vector(at) * silu(load_vector(at + VECTOR_BYTES)))
@@ -246,10 +243,10 @@ def channels_of(block, channels):
 def scan_forward_kernel(counter, tasks, scratch, shape, inputs, y, kept):
     """Writes the outputs, and the states at the start of each chunk if `kept` is there."""
     blocks = blocks_of(shape.channels)
-    task = draw(counter)
+    task = atomic_add(counter)
     while task < tasks:
         b, k = task // blocks // shape.directions, task // blocks % shape.directions
         _scan_block(
             b, k, channels_of(task % blocks, shape.channels), shape, inputs, y, kept, scratch
         )
-        task = draw(counter)
+        task = atomic_add(counter)

@@ -128,7 +128,7 @@ __device__ __forceinline__ float step_size(float x) {
 }
 
 // d delta / d dt, from delta: sigmoid(x) = 1 - exp(-softplus(x)), without cancellation when small.
-__device__ __forceinline__ float step_size_slope(float delta) {
+__device__ __forceinline__ float softplus_grad(float delta) {
 #if SOFTPLUS
   float d = delta;
   float p = fmaf(d, -1.f / 720.f, 1.f / 120.f);
@@ -685,7 +685,7 @@ extern "C" __global__ void __launch_bounds__(WARP, BACKWARD_WARPS) scan_backward
     float sum_driven = sum_four<1, 2>(driven, s.lane);
     float sum_decayed = sum_four<1, 2>(decayed, s.lane);
     float delta = s_delta[j][own], input = s_u[j][own], g = s_dy[j][own];
-    float ddelta = fmaf(input, sum_driven, sum_decayed * LN2) * step_size_slope(delta);
+    float ddelta = fmaf(input, sum_driven, sum_decayed * LN2) * softplus_grad(delta);
 #if HAS_BIAS
     dbias_sum += j < steps_left ? ddelta : 0.f;
 #endif

@@ -5,9 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._common.launch import Kernel
 from .._common.partials import sum_partials
-from .._common.triton_math import cdiv, device_of, program_of_two
+from .._common.triton_common import Kernel, cdiv, device_of, program_2d
 
 _ROWS = 32
 """Steps of a program."""
@@ -47,7 +46,7 @@ class ParameterSums:
 def sum_blocks_kernel(
     x, out, out_k, out_b, out_t, batch, blocks, rows, WIDTH: tl.constexpr, BT: tl.constexpr
 ):
-    i_t, i_kb = program_of_two(tl.cdiv(rows, BT))
+    i_t, i_kb = program_2d(tl.cdiv(rows, BT))
     o_t = i_t * BT + tl.arange(0, BT)
     o_c = tl.arange(0, WIDTH)
     m = (o_t < rows)[:, None]

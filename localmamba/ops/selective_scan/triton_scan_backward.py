@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 
 from .._common.backends import CHUNK
-from .._common.launch import Kernel
 from .._common.registration import in_dtypes
-from .._common.triton_math import (
+from .._common.triton_common import (
     LOG2E,
+    Kernel,
     cdiv,
     device_of,
     load_decay,
@@ -23,7 +23,7 @@ from .._common.triton_math import (
     sequence_of,
     sequence_strides,
     sigmoid,
-    silu_slope,
+    silu_grad,
     softplus,
     state_tile,
     unit_stride,
@@ -91,7 +91,7 @@ def _reverse_step(
         b_z = tl.load(z + o_z + token * z_t, mask=m_token, other=0.0).to(tl.float32)
         b_gate = sigmoid(b_z)
         b_y = tl.sum(b_after * b_C[:, None], axis=0) + b_D * b_u
-        b_dz = b_dy * b_y * silu_slope(b_z, b_gate)
+        b_dz = b_dy * b_y * silu_grad(b_z, b_gate)
         tl.store(dz + o_dz + token * channels, b_dz, mask=m_token)
         b_dy *= b_z * b_gate
     b_g = b_carry + b_C[:, None] * b_dy[None, :]

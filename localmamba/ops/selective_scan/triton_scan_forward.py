@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from .._common.backends import CHUNK
-from .._common.launch import Kernel
-from .._common.triton_math import (
+from .._common.triton_common import (
+    Kernel,
     cdiv,
     device_of,
     load_decay,

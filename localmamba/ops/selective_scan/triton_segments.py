@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .._common.backends import CHUNK
-from .._common.launch import Kernel
-from .._common.triton_math import (
+from .._common.triton_common import (
+    Kernel,
     Launch,
     cdiv,
     load_decay,

@@ -14,7 +14,7 @@ from .._common.backends import CHUNK
 from .._common.partials import sum_partials
 from .._common.registration import in_dtypes
 from .._common.tokens import scan_major
-from .._common.triton_math import WAVE, Launch, cdiv, device_of, sequence_strides
+from .._common.triton_common import WAVE, Launch, cdiv, device_of, sequence_strides
 from .scan_sums import ParameterSums, sum_blocks
 from .triton_segments import combine_segments
 
