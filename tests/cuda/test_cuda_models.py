@@ -24,6 +24,8 @@ FIXTURES = (
     "localvmamba_tiny_backbone",
 )
 
+pytestmark = pytest.mark.cuda
+
 each_demo = pytest.mark.parametrize("name", DEMOS)
 
 
