@@ -43,8 +43,7 @@ def check_index(index: Tensor, length: int) -> None:
 
 @torch.jit.unused
 def _check_index_once(index: Tensor, length: int) -> None:
-    checked = (length, index._version)
-    if getattr(index, "_checked_scan_orders", None) == checked:
+    if getattr(index, "_checked_scan_orders", None) == _state(index, length):
         return
     if index.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"index must be int32 or int64, got {index.dtype}")
@@ -62,4 +61,9 @@ def _check_index_once(index: Tensor, length: int) -> None:
 
 def mark_checked(index: Tensor, length: int) -> None:
     """Records that an index holds scan orders of `length` tokens."""
-    index._checked_scan_orders = (length, index._version)  # type: ignore[attr-defined]
+    index._checked_scan_orders = _state(index, length)  # type: ignore[attr-defined]
+
+
+def _state(index: Tensor, length: int) -> tuple[int, int]:
+    """What a check holds for: writes in place count, but not those to an inference tensor."""
+    return length, 0 if index.is_inference() else index._version
