@@ -1,4 +1,4 @@
-"""The shape of the code: who imports whom, what an import costs, long files, lost arguments."""
+"""The shape of the code: who imports whom, what an import costs, lost arguments."""
 
 import ast
 import importlib
@@ -20,20 +20,25 @@ CHAIN = ["ops", "layers", "models", "search", "tasks", "recipes", "cli"]
 """Each part may import those before it."""
 LEAF = "data"
 """Imports nothing of this package."""
+FILES = "_files"
+"""A private module that every part may import; imports nothing of this package."""
 TOOLS = {"export", "figures", "complexity", "benchmark"}
 """Serve the command line alone; each may use all that comes before it, and the others."""
 
-MAX_LINES = 300
+OPERATORS = {"causal_conv", "combine", "depthwise_conv", "residual_norm", "selective_scan"}
+"""Folders of `ops`: each imports itself, `_common` and `scan_orders`."""
+COMPOSED = {("selective_scan", "causal_conv")}
+"""Operators that are made of another one: the S6 branches begin with the causal convolution."""
 HEAVY = ["lightning", "numba", "triton", "transformers", "matplotlib", "sklearn", "torchmetrics"]
 
 
 def part_of(module: Path) -> str:
-    """`ops` for localmamba/ops/branches.py, `benchmark` for localmamba/benchmark.py."""
+    """`ops` for localmamba/ops/__init__.py, `benchmark` for localmamba/benchmark.py."""
     return module.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def imported_parts(module: Path) -> Iterator[str]:
-    """The parts of this package that a module imports, wherever in the file it does so."""
+def imported_names(module: Path) -> Iterator[tuple[str, ...]]:
+    """The names in this package that a module imports, inside functions too, as their parts."""
     package = ["localmamba", *module.relative_to(ROOT).parts[:-1]]
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
@@ -47,29 +52,55 @@ def imported_parts(module: Path) -> Iterator[str]:
         for name in names:
             root, *rest = name.split(".")
             if root == "localmamba" and rest:
-                yield rest[0]
+                yield tuple(rest)
 
 
 def allowed_parts(part: str) -> set[str]:
-    if part == LEAF:
-        return {LEAF}
+    if part in (LEAF, FILES):
+        return {part, FILES}
     if part in TOOLS:
-        return {*CHAIN[:-1], LEAF, *TOOLS}
-    lower = set(CHAIN[: CHAIN.index(part) + 1])
+        return {*CHAIN[:-1], LEAF, FILES, *TOOLS}
+    lower = {*CHAIN[: CHAIN.index(part) + 1], FILES}
     if part in {"search", "tasks", "recipes", "cli"}:
         lower.add(LEAF)
     return lower | TOOLS if part == "cli" else lower
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+each_module = pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+
+
+@each_module
 def test_imports_go_one_way(module: Path) -> None:
+    """An import inside a function counts as one at the top."""
     part = part_of(module)
     if part == "__init__":
         return
-    known = {*CHAIN, LEAF, *TOOLS}
+    known = {*CHAIN, LEAF, FILES, *TOOLS}
     assert part in known, f"{part} has no place in the import order: give it one in this test"
-    wrong = {other for other in imported_parts(module) if other in known} - allowed_parts(part)
+    imported = {name[0] for name in imported_names(module)}
+    wrong = (imported & known) - allowed_parts(part)
     assert not wrong, f"{part} must not import {', '.join(sorted(wrong))}"
+
+
+@each_module
+def test_operators_stand_alone(module: Path) -> None:
+    """An operator imports itself and what all share, which is private to `ops`."""
+    _, folder, *_ = (*module.relative_to(ROOT).parts, "", "")
+    inside = {name[1] for name in imported_names(module) if name[0] == "ops" and len(name) > 1}
+    if part_of(module) != "ops":
+        private = {name for name in inside if name.startswith("_")}
+        assert not private, f"{module.name} imports private parts of ops: {sorted(private)}"
+    elif folder in OPERATORS:
+        composed = {other for one, other in COMPOSED if one == folder}
+        wrong = inside - {folder, "_common", "scan_orders"} - composed
+        assert not wrong, f"{folder} must not import {', '.join(sorted(wrong))}"
+    elif folder == "_common":
+        assert inside <= {"_common"}, f"_common must not import {sorted(inside - {'_common'})}"
+
+
+def test_every_operator_is_named() -> None:
+    folders = {path.parent.name for path in (ROOT / "ops").glob("*/__init__.py")}
+    assert folders == {*OPERATORS, "_common"}
 
 
 def test_import_is_light() -> None:
@@ -96,13 +127,7 @@ def test_import_prints_nothing() -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
-def test_files_are_short(module: Path) -> None:
-    lines = len(module.read_text().splitlines())
-    assert lines <= MAX_LINES, f"{lines} lines: which part of it should be its own file?"
-
-
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+@each_module
 def test_no_swallowed_arguments(module: Path) -> None:
     """**kwargs only where they are passed on, and only in timm's entry points."""
     for node in ast.walk(ast.parse(module.read_text())):

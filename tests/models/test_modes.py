@@ -16,7 +16,7 @@ SMALL = {
     "localvim_demo": ((8, 8), {}),
     "vim_tiny": ((32, 48), {"img_size": (32, 48), "depth": 2, "embed_dim": 24}),
     "localvmamba_demo": ((32, 48), {}),
-    "vmamba_tiny": ((32, 48), {"depths": (1, 1), "dims": (8, 16), "num_classes": 5}),
+    "vmamba_tiny": ((32, 48), {"depths": (1, 1), "embed_dims": (8, 16), "num_classes": 5}),
 }
 """Images and sizes of a small model of each family."""
 

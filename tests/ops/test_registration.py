@@ -18,7 +18,6 @@ from torch.autograd import forward_ad
 from localmamba import ops
 from localmamba.ops import combine_directions, scan_index, selective_scan
 from localmamba.ops._common import registration
-from localmamba.ops.causal_conv import cpu as conv_cpu
 
 
 def scan_inputs() -> dict[str, Tensor]:
@@ -152,22 +151,6 @@ def test_private_names_of_pytorch_are_there() -> None:
     assert not {name for name in missing if torch.cuda.is_available() or "cuda" not in name.lower()}
     assert callable(torch.ops.localmamba.causal_conv.default._handle.redispatch_boxed)
     assert registration.PRIVATE_DISPATCH
-
-
-def test_private_names_of_numba_are_there() -> None:
-    """Without the stamp, a kernel kept on disk outlives a change of the functions that it calls."""
-    (kernel,) = (x for name, x in vars(conv_cpu).items() if name == "conv_forward_kernel")
-    digest = kernel._cache._cache_file._source_stamp[1]
-    assert re.fullmatch("[0-9a-f]{64}", digest)
-
-
-def test_private_names_of_triton_are_there() -> None:
-    """A launch of a compiled kernel by its grid, and the names of a kernel's parameters."""
-    compiler = pytest.importorskip("triton.compiler")
-    from triton.runtime.jit import JITFunction
-
-    assert callable(compiler.CompiledKernel.__getitem__)
-    assert JITFunction(is_there).arg_names == ["root", "path"]
 
 
 PUBLIC_PATH = """
