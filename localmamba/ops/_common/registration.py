@@ -218,7 +218,12 @@ class Op:
 
     def register_flops(self, formula: Callable[..., int]) -> None:
         """Registers FLOPs from the shapes of the arguments, for `torch.utils.flop_counter`."""
-        register_flop_formula(self.packets)(formula)
+
+        def counted(*shapes: Any, out_shape: Any) -> int:
+            del out_shape
+            return formula(*shapes)
+
+        register_flop_formula(self.packets)(counted)
 
 
 def define_function(schema: str, kernel: Callable, fake: Callable) -> None:
