@@ -30,8 +30,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
-    chosen = [i for i in items if bool(i.get_closest_marker("interpreter")) == INTERPRETED]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    chosen, others = [], []
+    for item in items:
+        fits = bool(item.get_closest_marker("interpreter")) == INTERPRETED
+        (chosen if fits else others).append(item)
+    config.hook.pytest_deselected(items=others)
     items[:] = chosen
 
 

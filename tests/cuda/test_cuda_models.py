@@ -24,8 +24,6 @@ FIXTURES = (
     "localvmamba_tiny_backbone",
 )
 
-pytestmark = pytest.mark.cuda
-
 each_demo = pytest.mark.parametrize("name", DEMOS)
 
 

@@ -33,8 +33,6 @@ from localmamba.layers import SS2D, LocalVimMixer, S6Branches
 from localmamba.ops import scan_index, scattn_combine, selective_scan
 from localmamba.ops.selective_scan.reference import selective_scan_reference
 
-pytestmark = pytest.mark.cuda
-
 DIRECTIONS = ("h", "v_flip", "w2", "w7_flip")
 GRID = (9, 11)
 CASES = {

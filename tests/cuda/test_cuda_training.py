@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.cuda
-
 STEPS = 200
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "half_precision.py"
 
