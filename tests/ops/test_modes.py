@@ -268,12 +268,9 @@ def operator_contract(call: Call) -> None:
     with Recorder() as recorder:
         call(*call.tensors)
     (op, args), *_ = recorder.calls
-    wanted = [
-        x.detach().requires_grad_()
-        if isinstance(x, Tensor) and any(x is y or x.shape == y.shape for y in call.tensors)
-        else x
-        for x in args
-    ]
+    shapes = {x.shape for x in call.tensors}
+    leaf = [isinstance(x, Tensor) and x.is_floating_point() and x.shape in shapes for x in args]
+    wanted = [x.detach().requires_grad_() if y else x for x, y in zip(args, leaf, strict=True)]
     torch.library.opcheck(op, tuple(wanted))
 
 
