@@ -43,7 +43,7 @@ def each(names: str, rows: dict[tuple[str, ...], Sequence[Any]]) -> pytest.MarkD
         pytest.param(
             backend,
             *((row,) if single else row),
-            id=f"{backend}-{row}",
+            id="-".join(map(str, (backend, row) if single else (backend, *row))),
             marks=_MARKS.get(backend, ()),
         )
         for backends, cases in rows.items()
