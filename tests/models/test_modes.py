@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from localmamba import complexity
 
 SMALL = {
-    "localvim_demo": ((8, 8), {}),
-    "vim_tiny": ((32, 48), {"img_size": (32, 48), "depth": 2, "embed_dim": 24}),
-    "localvmamba_demo": ((32, 48), {}),
-    "vmamba_tiny": ((32, 48), {"depths": (1, 1), "embed_dims": (8, 16), "num_classes": 5}),
+    "localvim_demo": ((4, 6), {"img_size": (4, 6), "embed_dim": 8, "depth": 2}),
+    "vim_tiny": ((32, 48), {"img_size": (32, 48), "embed_dim": 8, "depth": 2}),
+    "localvmamba_demo": ((16, 24), {"embed_dims": (8, 16, 16), "depths": (1, 1, 1)}),
+    "vmamba_tiny": ((16, 24), {"embed_dims": (8, 16), "depths": (1, 1)}),
 }
 """Images and sizes of a small model of each family."""
 

@@ -227,11 +227,16 @@ class Op:
 
 
 def define_function(schema: str, kernel: Callable, fake: Callable) -> None:
-    """Registers an op that has no gradients."""
-    name = schema.split("(")[0]
+    """Registers an op without gradients whose result depends on no tensor's values."""
+    name = f"localmamba::{schema.split('(')[0]}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"localmamba::{name}", fake, lib=_LIBRARY)
+    _LIBRARY.impl(schema.split("(")[0], kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(name, fake, lib=_LIBRARY)
+
+    def batched(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, None]:
+        return kernel(*args), None
+
+    torch.library.register_vmap(name, batched, lib=_LIBRARY)
 
 
 def cast_activations(positions: Sequence[int]) -> Callable[[list, torch.dtype], list]:
