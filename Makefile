@@ -16,6 +16,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 $(BIN)/pytest --numprocesses 2 --dist worksteal
+	TRITON_INTERPRET=1 $(BIN)/pytest --numprocesses 2 --dist worksteal tests/ops
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format

@@ -6,11 +6,36 @@ import numpy as np
 import pytest
 import torch
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton's kernels run in its interpreter, which is decided when they are decorated."""
 
-def pytest_configure() -> None:
-    """Under pytest-xdist the workers share the cores: more threads would only get in their way."""
+MARKERS = {
+    "cuda": "needs a CUDA GPU; runs with `pytest -m cuda`",
+    "interpreter": "runs Triton's interpreter; `TRITON_INTERPRET=1 pytest` runs these alone",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers markers; under pytest-xdist the workers share the cores, one thread each."""
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # convolutions keep the digits of float32
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what needs a GPU without one; selects by whether Triton interprets."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+    chosen, others = [], []
+    for item in items:
+        fits = bool(item.get_closest_marker("interpreter")) == INTERPRETED
+        (chosen if fits else others).append(item)
+    config.hook.pytest_deselected(items=others)
+    items[:] = chosen
 
 
 @pytest.fixture

@@ -1,15 +1,19 @@
-"""Kernels against the float64 reference, forward and backward, below autograd and on any device.
+"""Kernels against the float64 reference, forward and backward, below autograd, on any backend.
 
-The Triton kernels run these cases in Triton's interpreter (tests/ops/interpreted) and, with larger
-ones, on a GPU (tests/cuda). Letters: localmamba/ops/README.md.
+Letters: localmamba/ops/README.md.
 """
 
 from collections.abc import Callable
+from itertools import combinations
+from typing import Any, NamedTuple
 
+import pytest
 import torch
+from ops.backends import Backend
 from ops.helpers import (
     FORWARD_TOLERANCE,
     GRADIENT_TOLERANCE,
+    LAYOUTS,
     in_float64,
     random,
     relative_error,
@@ -24,8 +28,30 @@ Named = dict[str, Tensor]
 Layout = Callable[[Tensor], Tensor]
 """Puts the values of a tensor elsewhere in memory."""
 
+each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 EPS = 1e-5
+
+
+class Arguments(NamedTuple):
+    """Arguments of an op's kernels.
+
+    Attributes:
+        gradient: The gradient of the output.
+        tensors: Differentiable inputs by name, in order; None where an optional one is left out.
+        rest: Other arguments by name.
+    """
+
+    gradient: Tensor
+    tensors: Inputs
+    rest: dict[str, Any]
+
+
+def subsets(options: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """All choices of options, from none to all."""
+    return [chosen for n in range(len(options) + 1) for chosen in combinations(options, n)]
 
 
 def expanded(x: Tensor) -> Tensor:
@@ -41,8 +67,8 @@ def conv_arguments(
     dtype: torch.dtype,
     device: str = "cpu",
     layout: Layout = torch.clone,
-) -> tuple[Tensor, Inputs, tuple[Tensor]]:
-    """For 2 images, a gradient of the convolution's output, its tensors by name, and the index."""
+) -> Arguments:
+    """Arguments of the causal convolution of 2 images."""
     index = torch.from_numpy(index_table(directions, grid).copy())
     du = random(2, *index.shape, channels, seed=4, dtype=dtype)
     tensors = {
@@ -51,7 +77,7 @@ def conv_arguments(
         "bias": random(len(directions), channels, seed=3),
     }
     laid_out = {name: layout(x.to(device)) for name, x in tensors.items()}
-    return layout(du.to(device)), laid_out, (index.to(device),)
+    return Arguments(layout(du.to(device)), laid_out, {"index": index.to(device)})
 
 
 def depthwise_arguments(
@@ -63,8 +89,8 @@ def depthwise_arguments(
     layout: Layout = torch.clone,
     bias: bool = True,
     images: int = 2,
-) -> tuple[Tensor, Inputs, tuple[()]]:
-    """A gradient of the convolution over maps [B, H, W, D], and its tensors by name."""
+) -> Arguments:
+    """Arguments of the depthwise convolution over maps [B, H, W, D]."""
     gradient = random(images, *grid, channels, seed=4, dtype=dtype)
     tensors = {
         "x": random(images, *grid, channels, seed=1, dtype=dtype),
@@ -72,7 +98,7 @@ def depthwise_arguments(
         "bias": random(channels, seed=3) if bias else None,
     }
     laid_out = {name: x if x is None else layout(x.to(device)) for name, x in tensors.items()}
-    return layout(gradient.to(device)), laid_out, ()
+    return Arguments(layout(gradient.to(device)), laid_out, {})
 
 
 def pool_arguments(
@@ -83,21 +109,21 @@ def pool_arguments(
     device: str = "cpu",
     layout: Layout = torch.clone,
     directions: int = 3,
-) -> tuple[Tensor, Inputs, tuple[float]]:
-    """For 2 images, a gradient, the pooling's tensors by name, and eps."""
+) -> Arguments:
+    """Arguments of the pooling of 2 images."""
     tensors = {
         "y": random(2, directions, tokens, channels, seed=1, dtype=dtype),
         "z": random(2, tokens, channels, seed=2, dtype=dtype) if gated else None,
     }
     gradient = random(2, directions, channels, seed=5)
     laid_out = {name: x if x is None else layout(x.to(device)) for name, x in tensors.items()}
-    return layout(gradient.to(device)), laid_out, (EPS,)
+    return Arguments(layout(gradient.to(device)), laid_out, {"eps": EPS})
 
 
-MERGE_OPTIONS = ("channel", "token", "z", "norm")
+COMBINE_OPTIONS = ("channel", "token", "z", "norm")
 
 
-def merge_arguments(
+def combine_arguments(
     tokens: int,
     channels: int,
     options: tuple[str, ...],
@@ -106,8 +132,8 @@ def merge_arguments(
     layout: Layout = torch.clone,
     gradient_layout: Layout = expanded,
     directions: int = 3,
-) -> tuple[Tensor, Inputs, tuple[float]]:
-    """For 2 images, a gradient, the merge's tensors by name, and eps."""
+) -> Arguments:
+    """Arguments of the combination of directions of 2 images."""
     tensors = {
         "y": random(2, directions, tokens, channels, seed=1, dtype=dtype),
         "channel_weights": random(2, directions, channels, seed=2),
@@ -119,18 +145,18 @@ def merge_arguments(
     gradient = random(2, tokens, channels, seed=7, dtype=dtype).to(device)
     on = {name: x if name.startswith(("y", *options)) else None for name, x in tensors.items()}
     laid_out = {name: x if x is None else layout(x.to(device)) for name, x in on.items()}
-    return gradient_layout(gradient), laid_out, (EPS,)
+    return Arguments(gradient_layout(gradient), laid_out, {"eps": EPS})
 
 
-def run_kernels(op: str, backend: str, gradient: Tensor, tensors: Inputs, rest: tuple) -> Named:
+def run_kernels(op: str, kernels: str, arguments: Arguments) -> Named:
     """Returns the output and the gradients of an op's kernels, by name."""
-    kernels = kernels_of(op, backend)
+    host, (gradient, tensors, rest) = kernels_of(op, kernels), arguments
     if op == "selective_scan":
-        output, states = kernels.forward(*tensors.values(), *rest, True)
-        gradients = kernels.backward(gradient, *tensors.values(), *rest, states)
+        output, states = host.forward(**tensors, **rest, save=True)
+        rest = {**rest, "states": states}
     else:
-        output = kernels.forward(*tensors.values(), *rest)
-        gradients = kernels.backward(gradient, *tensors.values(), *rest)
+        output = host.forward(**tensors, **rest)
+    gradients = host.backward(gradient, **tensors, **rest)
     pairs = zip(tensors, gradients, strict=True)
     return {"output": output, **{f"d{name}": x for name, x in pairs if x is not None}}
 
@@ -149,25 +175,26 @@ def assert_close(results: Named, truths: Named, dtype: torch.dtype) -> None:
 
 
 def check_kernels(
-    op: str, backend: str, gradient: Tensor, tensors: Inputs, rest: tuple, dtype: torch.dtype
+    op: str, backend: Backend, arguments: Arguments, dtype: torch.dtype, kernels: str | None = None
 ) -> None:
     """Compares an op's output and its gradients, by name, with the float64 reference.
 
     Args:
         op: A key of `ops.kernels.OPERATORS`.
-        backend: See `ops.kernels.kernels_of`.
-        gradient: The gradient of the output.
-        tensors: The op's differentiable inputs in order; None where an optional one is left out.
-        rest: Its other arguments.
+        backend: Compiles the kernels only, if it does not compute.
+        arguments: The kernels' arguments.
         dtype: Chooses the tolerance.
+        kernels: Which kernels of the backend, where there are several; see `ops.kernels`.
     """
-    results = run_kernels(op, backend, gradient, tensors, rest)
+    results = run_kernels(op, kernels or backend.kernels, arguments)
+    gradient, tensors, rest = arguments
     for name, x in tensors.items():
         found = results.get(f"d{name}")
         assert (found is None) == (x is None), name
         assert x is None or found.dtype == x.dtype, name
-    truths = run_kernels(op, "reference", gradient.double(), in_float64(tensors), rest)
-    assert_close(results, truths, dtype)
+    if backend.computes:
+        exact = Arguments(gradient.double(), in_float64(tensors), rest)
+        assert_close(results, run_kernels(op, "reference", exact), dtype)
 
 
 SCATTN = (
@@ -193,59 +220,78 @@ def weights_arguments(
     return layout(random(*rows, channels, seed=9).to(device)), laid_out
 
 
-def run_weights(backend: str, gradient: Tensor, tensors: Inputs) -> Named:
+def run_weights(kernels: str, gradient: Tensor, tensors: Inputs) -> Named:
     """Returns SCAttn's channel weights and their gradients, by name."""
-    kernels = kernels_of("scattn_weights", backend)
-    means, *parameters = tensors.values()
-    weights, reduced = kernels.forward(means, *parameters)
-    dmeans, gradients = kernels.backward(gradient, means, weights, reduced, *parameters)
+    host = kernels_of("scattn_weights", kernels)
+    weights, reduced = host.forward(**tensors)
+    dmeans, gradients = host.backward(gradient, **tensors, weights=weights, reduced=reduced)
     found = zip(tensors, (dmeans, *gradients), strict=True)
     return {"weights": weights, "reduced": reduced, **{f"d{name}": x for name, x in found}}
 
 
-def check_weights(backend: str, gradient: Tensor, tensors: Inputs) -> None:
+def check_weights(backend: Backend, gradient: Tensor, tensors: Inputs) -> None:
     """Compares them, by name, with the float64 reference."""
-    truths = run_weights("reference", gradient.double(), in_float64(tensors))
-    assert_close(run_weights(backend, gradient, tensors), truths, torch.float32)
+    results = run_weights(backend.kernels, gradient, tensors)
+    if backend.computes:
+        truths = run_weights("reference", gradient.double(), in_float64(tensors))
+        assert_close(results, truths, torch.float32)
 
 
-def run_scattn_backward(
-    backend: str,
-    tokens: int,
-    channels: int,
-    gate_first: bool,
-    norm: bool,
-    dtype: torch.dtype,
-    device: str = "cpu",
-    exact: bool = False,
-) -> Named:
-    """Returns the gradients of SCAttn and the weighted sum over directions, by name."""
-    options = ("z", "norm") if norm else ("z",)
-    gradient, tensors, (eps,) = merge_arguments(tokens, channels, options, dtype, device)
-    _, linear = weights_arguments((2, 3), channels, max(channels // 8, 1), device)
-    inputs = {name: tensors[name] for name in ("y", "z")}
-    inputs |= {name: linear[name] for name in SCATTN}
-    inputs |= {name: tensors[name] for name in ("norm_weight", "norm_bias")}
-    truth = in_float64(inputs)
-    means = kernels_of("pool_directions", "reference").forward(
-        truth["y"], truth["z"] if gate_first else None, eps
+def weights_backward_by_hand(
+    dweights: Tensor, means: Tensor, weights: Tensor, reduced: Tensor, parameters: Inputs
+) -> tuple[Tensor, list[Tensor]]:
+    """The gradients of means and parameters from any weights and reduced, not only those of means.
+
+    Saved tensors that do not follow from each other tell which of them a kernel reads.
+    """
+    pool_weight, pool_bias, reduce_weight, _, select_weight, _ = parameters.values()
+    dlogits = dweights * weights * (1 - weights)
+    dreduced = torch.ops.aten.gelu_backward(dlogits @ select_weight, reduced)
+    dpooled = dreduced @ reduce_weight
+    pooled = torch.addcmul(pool_bias, means, pool_weight)
+    return dpooled * pool_weight, [
+        (dpooled * means).sum((0, 1)),
+        dpooled.sum((0, 1)),
+        torch.einsum("bkr,bkd->rd", dreduced, pooled),
+        dreduced.sum((0, 1)),
+        torch.einsum("bkd,bkr->dr", dlogits, torch.nn.functional.gelu(reduced)),
+        dlogits.sum((0, 1)),
+    ]
+
+
+def check_scattn_backward(
+    backend: Backend, tokens: int, channels: int, gate_first: bool, norm: bool, dtype: torch.dtype
+) -> None:
+    """Compares the gradients of SCAttn and the weighted sum with those of its parts in float64."""
+    options = ("channel", "z", "norm") if norm else ("channel", "z")
+    gradient, tensors, _ = combine_arguments(tokens, channels, options, dtype, backend.device)
+    width = max(channels // 8, 1)
+    _, linear = weights_arguments((2, 3), channels, width, backend.device)
+    means = linear.pop("means")
+    reduced = random(2, 3, width, seed=10).to(backend.device)
+    weights = tensors["channel_weights"]
+    inputs = {
+        **{name: tensors[name] for name in ("y", "z")},
+        **linear,
+        **{name: tensors[name] for name in ("norm_weight", "norm_bias")},
+    }
+    found = kernels_of("scattn_combine", backend.kernels).backward(
+        gradient, **inputs, means=means, weights=weights, reduced=reduced,
+        gate_first=gate_first, pool_eps=EPS, norm_eps=EPS,
+    )  # fmt: skip
+    results = {f"d{n}": x for n, x in zip(inputs, found, strict=True) if x is not None}
+    if not backend.computes:
+        return
+    gradient, means, weights, reduced = (x.double() for x in (gradient, means, weights, reduced))
+    exact, parameters = in_float64(tensors), in_float64(linear)
+    dy, dweights, _, dz, *dnorm = kernels_of("combine_directions", "reference").backward(
+        gradient, **exact, eps=EPS
     )
-    forward = kernels_of("scattn_weights", "reference").forward
-    weights, reduced = forward(means, *(truth[name] for name in SCATTN))
-    saved = (means, weights, reduced)
-    if exact:
-        gradient, inputs = gradient.double(), truth
-    else:
-        saved = tuple(x.float() for x in saved)
-    found = kernels_of("scattn_combine", backend).backward(
-        gradient, *saved, *inputs.values(), gate_first, eps, eps
+    dmeans, dparameters = weights_backward_by_hand(dweights, means, weights, reduced, parameters)
+    gate = exact["z"] if gate_first else None
+    dy_pool, dz_pool = kernels_of("pool_directions", "reference").backward(
+        dmeans, y=exact["y"], z=gate, eps=EPS
     )
-    pairs = zip(inputs, found, strict=True)
-    return {f"d{name}": g for name, g in pairs if g is not None}
-
-
-def check_scattn_backward(backend: str, *arguments) -> None:
-    """Compares these gradients, by name, with the float64 reference."""
-    results = run_scattn_backward(backend, *arguments)
-    truths = run_scattn_backward("reference", *arguments, exact=True)
-    assert_close(results, truths, arguments[4])
+    dz = dz if dz_pool is None else dz + dz_pool
+    truths = zip(inputs, (dy + dy_pool, dz, *dparameters, *dnorm), strict=True)
+    assert_close(results, {f"d{name}": x for name, x in truths if x is not None}, dtype)

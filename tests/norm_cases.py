@@ -2,6 +2,7 @@
 
 import torch
 from kernel_cases import EPS, Inputs, Layout, Named, assert_close
+from ops.backends import Backend
 from ops.helpers import in_float64, random
 from ops.kernels import kernels_of
 
@@ -32,45 +33,43 @@ def norm_arguments(
     return {name: x if x is None else layout(x.to(device)) for name, x in tensors.items()}
 
 
-def run_norm(backend: str, tensors: Inputs, dtype: torch.dtype) -> Named:
-    """Results and gradients of the residual norm, by name; `dtype` is that of the normed tokens."""
-    hidden, residual, *parameters, dnormed, dstream = tensors.values()
-    normed, stream = kernels_of("residual_norm", backend).forward(
-        hidden, residual, *parameters, EPS, dtype, True
+def run_norm(kernels: str, tensors: Inputs, dtype: torch.dtype, alone: bool = False) -> Named:
+    """Returns results and gradients of the residual norm, by name.
+
+    Args:
+        kernels: A backend of `ops.kernels.kernels_of`.
+        tensors: From `norm_arguments`.
+        dtype: The dtype of the normalized tokens.
+        alone: Whether the norm has no stream; its gradients are found from its input.
+    """
+    host = kernels_of("residual_norm", kernels)
+    names = ("weight", "bias", "cos", "sin", "scale")
+    shared = {**{name: tensors[name] for name in names}, "eps": EPS}
+    hidden, residual = tensors["hidden"], None if alone else tensors["residual"]
+    normed, stream = host.forward(
+        hidden=hidden, residual=residual, **shared, dtype=dtype, keep_stream=not alone
     )
-    gradients = kernels_of("residual_norm", backend).backward(
-        dnormed, dstream, stream, *parameters, EPS, hidden.dtype, residual is not None
+    assert (stream is None) == alone
+    gradients = host.backward(
+        tensors["dnormed"],
+        dstream=None if alone else tensors["dstream"],
+        stream=hidden if alone else stream,
+        **shared,
+        hidden_dtype=hidden.dtype,
+        has_residual=residual is not None,
     )
-    names = ("dhidden", "dresidual", "dweight", "dbias")
-    found = {n: x for n, x in zip(names, gradients, strict=True) if x is not None}
-    assert ("dresidual" in found) == (residual is not None)
-    return {"normed": normed, "stream": stream, **found}
+    found = zip(("dhidden", "dresidual", "dweight", "dbias"), gradients, strict=True)
+    results = {"normed": normed, "stream": stream, **dict(found)}
+    assert (results["dresidual"] is None) == (residual is None)
+    return {name: x for name, x in results.items() if x is not None}
 
 
-def run_norm_alone(backend: str, tensors: Inputs, dtype: torch.dtype) -> Named:
-    """The same of a norm without a stream, whose gradients are found from its input."""
-    hidden, _, *parameters, dnormed, _ = tensors.values()
-    normed, stream = kernels_of("residual_norm", backend).forward(
-        hidden, None, *parameters, EPS, dtype, False
-    )
-    assert stream is None
-    dhidden, _, dweight, dbias = kernels_of("residual_norm", backend).backward(
-        dnormed, None, hidden, *parameters, EPS, hidden.dtype, False
-    )
-    found = {"normed": normed, "dhidden": dhidden, "dweight": dweight, "dbias": dbias}
-    return {name: x for name, x in found.items() if x is not None}
-
-
-def check_norm_alone(backend: str, tensors: Inputs, dtype: torch.dtype) -> None:
-    """Holds the norm without a stream and its gradients against the float64 reference."""
-    results = run_norm_alone(backend, tensors, dtype)
-    truths = run_norm_alone("reference", in_float64(tensors), torch.float64)
-    assert_close(results, truths, dtype)
-
-
-def check_norm(backend: str, tensors: Inputs, dtype: torch.dtype) -> None:
-    """Holds the residual norm and its gradients, by name, against the float64 reference."""
-    results = run_norm(backend, tensors, dtype)
-    assert (results["normed"].dtype, results["stream"].dtype) == (dtype, torch.float32)
+def check_norm(backend: Backend, tensors: Inputs, dtype: torch.dtype, alone: bool = False) -> None:
+    """Compares the norm and its gradients, by name, with the float64 reference."""
+    results = run_norm(backend.kernels, tensors, dtype, alone)
+    assert results["normed"].dtype == dtype
+    assert alone or results["stream"].dtype == torch.float32
     assert results["dhidden"].dtype == tensors["hidden"].dtype
-    assert_close(results, run_norm("reference", in_float64(tensors), torch.float64), dtype)
+    if backend.computes:
+        truths = run_norm("reference", in_float64(tensors), torch.float64, alone)
+        assert_close(results, truths, dtype)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from kernel_cases import Inputs, Layout
+from kernel_cases import Arguments, Layout, check_kernels, run_kernels
+from ops.backends import Backend
 from ops.helpers import random, scan_inputs
-from torch import Tensor
 
 from localmamba.ops.scan_orders import index_table
 
@@ -71,9 +71,13 @@ SMALL_SCANS = (
 
 
 def scan_arguments(
-    case: ScanCase, dtype: torch.dtype, device: str = "cpu", layout: Layout = torch.clone
-) -> tuple[Inputs, tuple[Tensor | None, int, bool]]:
-    """The scan's tensors by name, parameters in float32, and its index, length and softplus."""
+    case: ScanCase,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    layout: Layout = torch.clone,
+    gradient_layout: Layout = torch.clone,
+) -> Arguments:
+    """The scan's arguments; parameters are float32."""
     index = torch.from_numpy(index_table(case.directions, case.grid, case.class_token).copy())
     steps = index if case.order != "none" else index[:, : case.length]
     tensors = scan_inputs(
@@ -86,27 +90,35 @@ def scan_arguments(
     off = set(OPTIONS) - set(case.options)
     laid_out = {n: None if n in off else layout(x.to(device)) for n, x in tensors.items()}
     on_device = None if case.order == "none" else index.to(device)
-    return laid_out, (on_device, case.length, "softplus" in case.options)
-
-
-def scan_gradient(
-    case: ScanCase, dtype: torch.dtype, device: str = "cpu", layout: Layout = torch.clone
-) -> Tensor:
-    """A gradient of the scan's output, [B, K, L, D]."""
+    rest = {"index": on_device, "length": case.length, "softplus": "softplus" in case.options}
     shape = (case.images, len(case.directions), case.length, case.channels)
-    return layout(random(*shape, seed=9, dtype=dtype).to(device))
+    dy = gradient_layout(random(*shape, seed=9, dtype=dtype).to(device))
+    return Arguments(dy, laid_out, rest)
 
 
 def extreme_scan(
     dtype: torch.dtype, device: str = "cpu", channels: int = 7, states: int = 5
-) -> tuple[Tensor, Inputs, tuple]:
-    """A scan whose steps forget everything or nothing: gradient, tensors and the rest."""
+) -> Arguments:
+    """A scan whose steps forget everything or nothing."""
     case = ScanCase("extreme", ("w2", "h"), (3, 3), channels, states, options=NO_GATE)
-    tensors, rest = scan_arguments(case, dtype, device)
+    arguments = scan_arguments(case, dtype, device)
     steps = torch.tensor([-3e4, -90, -20, 0, 20, 90, 3e4], dtype=dtype, device=device)
     decays = -torch.tensor([1e-12, 1e-4, 1.0, 1e4, 1e20], device=device)
     for name, values in (("dt", steps), ("A", decays)):
-        shape = tensors[name].shape
+        shape = arguments.tensors[name].shape
         picked = torch.arange(shape.numel(), device=device) * 3 % len(values)
-        tensors[name] = values[picked].reshape(shape)
-    return scan_gradient(case, dtype, device), tensors, rest
+        arguments.tensors[name] = values[picked].reshape(shape)
+    return arguments
+
+
+def check_extreme_scan(
+    backend: Backend, dtype: torch.dtype, kernels: str | None = None, **sizes: int
+) -> None:
+    """Decays of 0 and 1. In float16 the output saturates; gradients may overflow, not be NaN."""
+    arguments = extreme_scan(dtype, backend.device, **sizes)
+    if dtype == torch.float32:
+        check_kernels("selective_scan", backend, arguments, dtype, kernels)
+    results = run_kernels("selective_scan", kernels or backend.kernels, arguments)
+    assert results["output"].isfinite().all()
+    for name, x in results.items():
+        assert not (x.isnan() if dtype == torch.float16 else ~x.isfinite()).any(), name

@@ -20,19 +20,25 @@ CHAIN = ["ops", "layers", "models", "search", "tasks", "recipes", "cli"]
 """Each part may import those before it."""
 LEAF = "data"
 """Imports nothing of this package."""
+SHARED = {"_files", "_format"}
+"""Private modules that every part may import; they import nothing of this package."""
 TOOLS = {"figures", "complexity", "benchmark"}
 """Serve the command line alone; each may use all that comes before it, and the others."""
 
+OPERATORS = {"causal_conv", "combine", "depthwise_conv", "residual_norm", "selective_scan"}
+"""Folders of `ops`: each imports itself, `_common` and `scan_orders`."""
+COMPOSED = {("selective_scan", "causal_conv")}
+"""Operators that are made of another one: the S6 branches begin with the causal convolution."""
 HEAVY = ["lightning", "numba", "triton", "transformers", "matplotlib", "sklearn", "torchmetrics"]
 
 
 def part_of(module: Path) -> str:
-    """`ops` for localmamba/ops/branches.py, `benchmark` for localmamba/benchmark.py."""
+    """`ops` for localmamba/ops/__init__.py, `benchmark` for localmamba/benchmark.py."""
     return module.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def imported_parts(module: Path) -> Iterator[str]:
-    """The parts of this package that a module imports, wherever in the file it does so."""
+def imported_names(module: Path) -> Iterator[tuple[str, ...]]:
+    """The names in this package that a module imports, inside functions too, as their parts."""
     package = ["localmamba", *module.relative_to(ROOT).parts[:-1]]
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
@@ -46,34 +52,62 @@ def imported_parts(module: Path) -> Iterator[str]:
         for name in names:
             root, *rest = name.split(".")
             if root == "localmamba" and rest:
-                yield rest[0]
+                yield tuple(rest)
 
 
 def allowed_parts(part: str) -> set[str]:
+    if part in SHARED:
+        return set()
     if part == LEAF:
-        return {LEAF}
+        return {LEAF, *SHARED}
     if part in TOOLS:
-        return {*CHAIN[:-1], LEAF, *TOOLS}
-    lower = {*CHAIN[: CHAIN.index(part) + 1]}
+        return {*CHAIN[:-1], LEAF, *SHARED, *TOOLS}
+    lower = {*CHAIN[: CHAIN.index(part) + 1], *SHARED}
     if part in {"search", "tasks", "recipes", "cli"}:
         lower.add(LEAF)
     return lower | TOOLS if part == "cli" else lower
 
 
+each_module = pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+
+
 def test_the_import_order_names_no_absent_part() -> None:
-    assert {*CHAIN, LEAF, *TOOLS} <= set(map(part_of, MODULES))
+    assert {*CHAIN, LEAF, *SHARED, *TOOLS} <= set(map(part_of, MODULES))
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+@each_module
 def test_imports_go_one_way(module: Path) -> None:
+    """An import inside a function counts as one at the top."""
     part = part_of(module)
-    if part.startswith("_"):
-        assert part == "__init__" or not set(imported_parts(module)), f"{part} is for all to import"
+    if part == "__init__":
         return
-    known = {*CHAIN, LEAF, *TOOLS}
+    known = {*CHAIN, LEAF, *SHARED, *TOOLS}
     assert part in known, f"{part} has no place in the import order: give it one in this test"
-    wrong = {other for other in imported_parts(module) if other in known} - allowed_parts(part)
+    imported = {name[0] for name in imported_names(module)}
+    wrong = (imported & known) - allowed_parts(part)
     assert not wrong, f"{part} must not import {', '.join(sorted(wrong))}"
+
+
+@each_module
+def test_operators_stand_alone(module: Path) -> None:
+    """An operator imports itself and what all share, which is private to `ops`."""
+    _, folder, *_ = (*module.relative_to(ROOT).parts, "", "")
+    inside = {name[1] for name in imported_names(module) if name[0] == "ops" and len(name) > 1}
+    if part_of(module) != "ops":
+        private = {name for name in inside if name.startswith("_")}
+        assert not private, f"{module.name} imports private parts of ops: {sorted(private)}"
+    elif folder in OPERATORS:
+        composed = {other for one, other in COMPOSED if one == folder}
+        wrong = inside - {folder, "_common", "scan_orders"} - composed
+        assert not wrong, f"{folder} must not import {', '.join(sorted(wrong))}"
+    elif folder == "_common":
+        wrong = inside - {"_common", "scan_orders"}
+        assert not wrong, f"_common must not import {', '.join(sorted(wrong))}"
+
+
+def test_every_operator_is_named() -> None:
+    folders = {path.parent.name for path in (ROOT / "ops").glob("*/__init__.py")}
+    assert folders == {*OPERATORS, "_common"}
 
 
 def test_import_is_light() -> None:
@@ -100,7 +134,7 @@ def test_import_prints_nothing() -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda m: str(m.relative_to(ROOT)))
+@each_module
 def test_no_swallowed_arguments(module: Path) -> None:
     """**kwargs only where they are passed on, and only in timm's entry points."""
     for node in ast.walk(ast.parse(module.read_text())):
@@ -108,7 +142,7 @@ def test_no_swallowed_arguments(module: Path) -> None:
             continue
         name = node.args.kwarg.arg
         passed_on = any(isinstance(n, ast.Name) and n.id == name for n in ast.walk(node))
-        swallowed = part_of(module) not in {"models", "search"} or not passed_on
+        swallowed = part_of(module) not in ("models", "search") or not passed_on
         assert not swallowed, f"{module}:{node.lineno} {node.name} swallows **{name}"
 
 

@@ -1,15 +1,13 @@
-"""What the GPU tests share: they skip without a GPU, and matrix products keep all their digits."""
+"""Everything in this folder needs a CUDA GPU."""
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-import torch
 
 
-@pytest.fixture(scope="session", autouse=True)
-def gpu() -> Iterator[None]:
-    """Skips what has no GPU; convolutions keep float32's digits (PyTorch drops some by default)."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA GPU")
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        yield
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of this folder."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cuda)

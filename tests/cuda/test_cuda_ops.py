@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from kernel_cases import (
+    COMBINE_OPTIONS,
     DTYPES,
+    combine_arguments,
     conv_arguments,
     depthwise_arguments,
     expanded,
-    merge_arguments,
     pool_arguments,
 )
 from norm_cases import norm_arguments
@@ -25,7 +26,6 @@ from scan_cases import (
     NO_GATE,
     ScanCase,
     scan_arguments,
-    scan_gradient,
 )
 from torch import Tensor
 
@@ -46,13 +46,12 @@ each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @pytest.mark.usefixtures("poisoned_memory")
 def test_scan_of_hostile_memory(case, layout):
-    tensors, (index, length, _) = scan_arguments(case, torch.float32, "cuda", layout)
-    dy = scan_gradient(case, torch.float32, "cuda", expanded)
-    inputs = {**tensors, "index": index, "length": length}
+    dy, tensors, rest = scan_arguments(case, torch.float32, "cuda", layout, expanded)
+    inputs = {**tensors, "index": rest["index"], "length": rest["length"]}
     assert_matches_reference(selective_scan, selective_scan_reference, inputs, dy=dy)
 
 
-def attend_arguments(dtype: torch.dtype) -> dict[str, Tensor]:
+def scattn_arguments(dtype: torch.dtype) -> dict[str, Tensor]:
     """Tensors of `scattn_combine` by name: 2 images, 3 directions, 49 tokens, 96 channels."""
     shapes = {
         "y": (2, 3, 49, 96), "z": (2, 49, 96), "pool_weight": (96,), "pool_bias": (96,),
@@ -69,9 +68,9 @@ def attend_arguments(dtype: torch.dtype) -> dict[str, Tensor]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("gate_first", [False, True])
 @pytest.mark.usefixtures("poisoned_memory")
-def test_attending_against_float64(gate_first, dtype):
+def test_scattn_against_float64(gate_first, dtype):
     """Under autocast too: its linear layers stay in float32."""
-    inputs = {**attend_arguments(dtype), "gate_first": gate_first}
+    inputs = {**scattn_arguments(dtype), "gate_first": gate_first}
     dy = random(2, 49, 96, seed=20).cuda()
     half = dtype if dtype != torch.float32 else torch.bfloat16
 
@@ -85,24 +84,23 @@ def test_attending_against_float64(gate_first, dtype):
 def op_calls() -> Iterator[tuple[str, tuple]]:
     """Each op with arguments that need a gradient."""
     for name, case in CASES.items():
-        tensors, rest = scan_arguments(case, torch.float32, "cuda")
-        yield f"selective_scan {name}", (*tensors.values(), *rest, True)
+        _, tensors, rest = scan_arguments(case, torch.float32, "cuda")
+        yield f"selective_scan {name}", (*tensors.values(), *rest.values(), True)
     _, tensors, rest = conv_arguments(DIRECTIONS, GRID, 40, 4, torch.float32, "cuda")
-    yield "causal_conv", (*tensors.values(), *rest)
+    yield "causal_conv", (*tensors.values(), *rest.values())
     for images in (2, 64):  # one and several rows of a map in a program's units
         _, tensors, _ = depthwise_arguments((9, 11), 192, 3, torch.float32, "cuda", images=images)
         yield f"depthwise_conv {images}", tuple(tensors.values())
     _, tensors, rest = pool_arguments(49, 96, True, torch.float32, "cuda")
-    yield "pool_directions", (*tensors.values(), *rest)
-    options = ("channel", "token", "z", "norm")
-    _, tensors, rest = merge_arguments(49, 96, options, torch.float32, "cuda")
-    yield "combine_directions", (*tensors.values(), *rest)
+    yield "pool_directions", (*tensors.values(), *rest.values())
+    _, tensors, rest = combine_arguments(49, 96, COMBINE_OPTIONS, torch.float32, "cuda")
+    yield "combine_directions", (*tensors.values(), *rest.values())
     tensors = norm_arguments((2, 49, 96), ("residual", "rotary"), torch.float32, "cuda")
     *tensors, _, _ = tensors.values()
     yield "residual_norm", (*tensors, 1e-5, torch.float32)
     yield "token_norm", (tensors[0], tensors[2], None, 1e-5, torch.float32)
     for gate_first in (False, True):
-        tensors = attend_arguments(torch.float32)
+        tensors = scattn_arguments(torch.float32)
         yield f"scattn_combine {gate_first}", (*tensors.values(), gate_first, 1e-5, 1e-5)
     for conv_width in (0, 4):
         branches = S6Branches(4, 64, 16, 6, conv_width).cuda()

@@ -1,6 +1,7 @@
 """The kernels of every op by backend: the one place of the tests that knows where they are."""
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -9,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from localmamba.ops.combine.reference import CombineInputs, SCAttnInputs, SCAttnParameters
-
 OPERATORS = {
     "selective_scan": ("selective_scan", "scan_forward", "scan_backward"),
     "causal_conv": ("causal_conv", "forward", "backward"),
@@ -18,68 +17,77 @@ OPERATORS = {
     "pool_directions": ("combine", "pool_forward", "pool_backward"),
     "combine_directions": ("combine", "combine_forward", "combine_backward"),
     "scattn_weights": ("combine", "weights_forward", "weights_backward"),
-    "scattn_combine": ("combine", "weights_forward", "scattn_backward"),
+    "scattn_combine": ("combine", "combine_forward", "scattn_backward"),
     "residual_norm": ("residual_norm", "forward", "backward"),
 }
 """The folder of each op, and the names of its host functions in `reference`, `cpu` and `cuda`."""
-
-PACKED = {
-    "combine_directions": CombineInputs,
-    "scattn_weights": SCAttnParameters,
-    "scattn_combine": SCAttnInputs,
-}
-"""The type of the last argument of an op's host functions, where it holds several inputs."""
 
 
 @cache
 def kernels_of(op: str, backend: str) -> SimpleNamespace:
     """Returns the host functions `forward` and `backward` of an op.
 
+    Both take their inputs by name; `backward` takes the gradient of the output first.
+
     Args:
         op: A key of `OPERATORS`.
         backend: `reference`, `cpu` or `cuda`; for the scan also `triton` and `cuda_cpp`.
     """
-    if backend in ("triton", "cuda_cpp"):
-        return {"triton": _triton_scan, "cuda_cpp": _cuda_cpp_scan}[backend]()
     folder, forward, backward = OPERATORS[op]
-    module = importlib.import_module(f"localmamba.ops.{folder}.{backend}")
-    pack = _pack(PACKED[op]) if op in PACKED else lambda function: function
-    return SimpleNamespace(
-        forward=pack(getattr(module, forward)), backward=pack(getattr(module, backward))
-    )
+    if backend in ("triton", "cuda_cpp"):
+        prefix = {"triton": "triton_", "cuda_cpp": "warp_scan"}[backend]
+        modules = [m for m in _modules(folder) if m.__name__.split(".")[-1].startswith(prefix)]
+    else:
+        modules = [importlib.import_module(f"localmamba.ops.{folder}.{backend}")]
+
+    def host(name: str) -> Callable:
+        # A module imports host functions of another one: the own one comes first.
+        found = [m for m in modules if hasattr(m, name)]
+        found.sort(key=lambda m: getattr(m, name).__module__ != m.__name__)
+        return by_name(getattr(found[0], name))
+
+    kernels = SimpleNamespace(forward=host(forward), backward=host(backward))
+    if backend == "cuda_cpp":
+        kernels.backward = _with_gate(kernels.backward)
+    return kernels
 
 
-def _pack(fields: type) -> Callable[[Callable], Callable]:
-    """Lets a host function take the fields of its last argument one by one."""
-    count = len(fields._fields)
-    return lambda function: lambda *args: function(*args[:-count], fields(*args[-count:]))
+def _with_gate(backward: Callable) -> Callable:
+    """Gives the gradients of scan.cu, which takes no gate, a None for it where they have none."""
+
+    def call(*gradient: Any, **values: Any) -> list[Any]:
+        found = list(backward(*gradient, **values))
+        return found if len(found) == 8 else [*found[:6], None, *found[6:]]
+
+    return call
 
 
-def _triton_scan() -> SimpleNamespace:
-    forward = importlib.import_module("localmamba.ops.selective_scan.triton_scan_forward")
-    backward = importlib.import_module("localmamba.ops.selective_scan.triton_scan_backward")
-    return SimpleNamespace(forward=forward.scan_forward, backward=backward.scan_backward)
+def by_name(function: Callable) -> Callable:
+    """Lets a host function take its inputs by name, those of a NamedTuple among them."""
 
+    def call(*gradient: Any, **values: Any) -> Any:
+        arguments: list[Any] = []
+        for parameter in list(inspect.signature(function).parameters.values())[len(gradient) :]:
+            name, kind = parameter.name, parameter.annotation
+            if name in values:
+                arguments.append(values.pop(name))
+            elif hasattr(kind, "_fields"):
+                arguments.append(kind(*(values.pop(field) for field in kind._fields)))
+            elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                arguments.extend(values.values())
+                values.clear()
+            else:
+                assert parameter.default is not inspect.Parameter.empty, name
+        assert all(x is None for x in values.values()), f"{function} does not take {list(values)}"
+        return function(*gradient, *arguments)
 
-def _cuda_cpp_scan() -> SimpleNamespace:
-    """The kernels of scan.cu, which take no gate."""
-    module = importlib.import_module("localmamba.ops.selective_scan.warp_scan")
-
-    def forward(u, dt, A, B, C, D, z, *rest):
-        assert z is None
-        return module.scan_forward(u, dt, A, B, C, D, *rest)
-
-    def backward(dy, u, dt, A, B, C, D, z, *rest):
-        *gradients, dbias = module.scan_backward(dy, u, dt, A, B, C, D, *rest)
-        return *gradients, z, dbias
-
-    return SimpleNamespace(forward=forward, backward=backward)
+    return call
 
 
 @cache
 def _modules(folder: str) -> tuple[ModuleType, ...]:
     package = importlib.import_module(f"localmamba.ops.{folder}")
-    found = [package]
+    found = []
     for module in pkgutil.iter_modules(package.__path__):
         try:
             found.append(importlib.import_module(f"{package.__name__}.{module.name}"))
@@ -89,18 +97,55 @@ def _modules(folder: str) -> tuple[ModuleType, ...]:
     return tuple(found)
 
 
-def private(folder: str, name: str) -> Any:
-    """Returns what a module of a folder of `localmamba.ops` calls by a private name."""
-    return getattr(next(_having(folder, name)), name)
-
-
-def patch(monkeypatch: pytest.MonkeyPatch, folder: str, name: str, value: Any) -> None:
-    """Replaces a private name in every module of a folder of `localmamba.ops` that has it."""
-    modules = list(_having(folder, name))
-    assert modules, f"no module of localmamba.ops.{folder} has {name}"
-    for module in modules:
-        monkeypatch.setattr(module, name, value)
-
-
-def _having(folder: str, name: str) -> Iterator[ModuleType]:
+def having(folder: str, name: str) -> Iterator[ModuleType]:
+    """The modules of a folder of `localmamba.ops` that have a name."""
     return (module for module in _modules(folder) if hasattr(module, name))
+
+
+def private(folder: str, name: str) -> Any:
+    """Returns what the modules of a folder of `localmamba.ops` call by a private name."""
+    found = next(having(folder, name), None)
+    assert found is not None, f"no module of localmamba.ops.{folder} has {name}"
+    return getattr(found, name)
+
+
+def patch(monkeypatch: pytest.MonkeyPatch, folder: str, **values: Any) -> None:
+    """Replaces private names in every module of a folder of `localmamba.ops` that has them."""
+    for name, value in values.items():
+        private(folder, name)
+        for module in having(folder, name):
+            monkeypatch.setattr(module, name, value)
+
+
+def align_weights() -> Callable:
+    """Returns the GPU's kernel that casts and pads the projections of the S6 branches."""
+    module = importlib.import_module("localmamba.ops.selective_scan.cuda")
+    if not hasattr(module, "align_weights"):
+        module = importlib.import_module("localmamba.ops.selective_scan.align")
+    return module.align_weights
+
+
+def few_programs(monkeypatch: pytest.MonkeyPatch, op: str) -> None:
+    """Makes a GPU look small: a program has several tiles, as with large batches."""
+    if any(having(op, "wave_size")):
+        patch(
+            monkeypatch, op, wave_size=lambda _: {"causal_conv": 8, "residual_norm": 2}.get(op, 1)
+        )
+        if op == "causal_conv":
+            patch(monkeypatch, op, _WAVES=1)
+        return
+    numbers = {
+        "causal_conv": {"_PROGRAMS": 8},
+        "depthwise_conv": {"WAVE": 1},
+        "residual_norm": {"_PROGRAMS": 2},
+    }
+    patch(monkeypatch, op, **numbers[op])
+
+
+def warp_scan_wave(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
+    """Sets how many programs of scan.cu a GPU runs at once, by which it cuts a pass."""
+    module = importlib.import_module("localmamba.ops.selective_scan.warp_scan")
+    if hasattr(module, "wave_size"):
+        monkeypatch.setattr(module, "wave_size", lambda _: programs)
+    else:
+        monkeypatch.setattr(module, "WAVE", programs)

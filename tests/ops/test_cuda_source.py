@@ -6,17 +6,16 @@ from itertools import combinations, product
 import pytest
 import torch
 from kernel_cases import DTYPES
+from ops.kernels import kernels_of, patch, warp_scan_wave
 from scan_cases import (
     ScanCase,
     scan_arguments,
-    scan_gradient,
 )
 
 pytest.importorskip("triton")
 bindings = pytest.importorskip("cuda.bindings.nvrtc")
 
 from localmamba.ops._common import nvrtc  # noqa: E402 - Triton is there
-from localmamba.ops.selective_scan import scan_sums, warp_scan  # noqa: E402
 
 SPILLED_BYTES = 16
 """The backward kernel reloads four values where step sizes have no bias; elsewhere none."""
@@ -83,23 +82,26 @@ def launches(row: dict, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
         asked[name] = defines
 
     monkeypatch.setattr(nvrtc, "launch", launch)
-    monkeypatch.setattr(warp_scan, "combine_segments", lambda *args, **_: args[1])
-    monkeypatch.setattr(warp_scan, "sum_partials", lambda x, axis, dtype: x.sum(axis).to(dtype))
-    monkeypatch.setattr(scan_sums, "sum_partials", lambda x, axis, dtype: x.sum(axis).to(dtype))
-    monkeypatch.setattr(warp_scan, "sum_blocks", lambda *_: None)
+    patch(
+        monkeypatch,
+        "selective_scan",
+        combine_segments=lambda *args, **_: args[1],
+        sum_partials=lambda x, axis, dtype: x.sum(axis).to(dtype),
+        sum_blocks=lambda *_: None,
+    )
     order, *padded = row["inputs"].split(", ")
     directions = ("w7", "v_flip") if padded else ("h", "v_flip")
     options = tuple(name for name in ("D", "dt_bias", "softplus") if row[name])
     case = ScanCase("", directions, (9, 11), 32, 16, order, options)
-    tensors, rest = scan_arguments(case, row["dtype"])
-    tensors.pop("z")
-    programs = tensors["u"].shape[0] * len(directions)
-    monkeypatch.setattr(warp_scan, "WAVE", LANES[row["lanes"]] * programs)
+    arguments = scan_arguments(case, row["dtype"])
+    programs = arguments.tensors["u"].shape[0] * len(directions)
+    warp_scan_wave(monkeypatch, LANES[row["lanes"]] * programs)
+    kernels = kernels_of("selective_scan", "cuda_cpp")
+    dy, tensors, rest = arguments
     if row["way"] == "forward":
-        warp_scan.scan_forward(*tensors.values(), *rest, True)
+        kernels.forward(**tensors, **rest, save=True)
     else:
-        dy, states = scan_gradient(case, row["dtype"]), torch.empty(0)
-        warp_scan.scan_backward(dy, *tensors.values(), *rest, states)
+        kernels.backward(dy, **tensors, **rest, states=torch.empty(0))
     return asked
 
 

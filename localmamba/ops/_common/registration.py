@@ -10,6 +10,7 @@ kernels, forward-mode derivatives, and derivatives of the backward op.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,22 +59,33 @@ class Op:
         dispatch_on: int = 0,
     ):
         self.name = schema.split("(")[0]
-        self.qualified_name = f"localmamba::{self.name}"
-        self.reference = reference
-        self.dispatch_on = dispatch_on
+        self.schema, self.kernel, self.fake = schema, kernel, fake
+        self.reference, self.dispatch_on = reference, dispatch_on
+        self.packets: list[torch._ops.OpOverloadPacket] = []
+        self.overload = self._define(self.name)
+
+    def _define(self, name: str) -> torch._ops.OpOverload:
+        """Defines an op of this schema, without gradients."""
+        schema = name + self.schema.removeprefix(self.name)
         _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(self.name, kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(self.qualified_name, fake, lib=_LIBRARY)
-        torch.library.register_vmap(self.qualified_name, self._batched, lib=_LIBRARY)
-        self.overload: torch._ops.OpOverload = getattr(torch.ops.localmamba, self.name).default
+        _LIBRARY.impl(name, self.kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"localmamba::{name}", self.fake, lib=_LIBRARY)
+        packet = getattr(torch.ops.localmamba, name)
+        batched = partial(self._batched, packet.default)
+        torch.library.register_vmap(f"localmamba::{name}", batched, lib=_LIBRARY)
+        self.packets.append(packet)
+        return packet.default
 
     def __call__(self, *args: Any) -> Any:
         return self.overload(*args)
 
-    def _batched(self, info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+    @staticmethod
+    def _batched(
+        overload: Callable, info: Any, in_dims: Sequence[int | None], *args: Any
+    ) -> tuple[Any, Any]:
         """Calls the op once for each element of the batch that `torch.vmap` maps over."""
         results = [
-            self.overload(
+            overload(
                 *(
                     x if dim is None else x.select(dim, i)
                     for x, dim in zip(args, in_dims, strict=True)
@@ -98,9 +110,7 @@ class Op:
         `torch.func` that differentiate, the reference runs, which PyTorch differentiates by itself.
         """
         if not PRIVATE_DISPATCH:
-            torch.library.register_autograd(
-                self.qualified_name, backward, setup_context=setup_context, lib=_LIBRARY
-            )
+            self._register_public_autograd(backward, setup_context)
             return
         redispatch = self.overload._handle.redispatch_boxed
 
@@ -131,6 +141,28 @@ class Op:
                 return redispatch(keys & _BELOW_AUTOGRAD, *args)
 
         _LIBRARY.impl(self.name, rule, "Autograd", with_keyset=True)
+
+    def _register_public_autograd(self, backward: Callable, setup_context: Callable) -> None:
+        """Registers the same through public functions: a second op has the gradients."""
+        inner = self._define(f"{self.name}_kernels")
+        reference, dispatch_on = self.reference, self.dispatch_on
+
+        def gradients(ctx: Any, *douts: Any) -> tuple[Tensor | None, ...]:
+            return tuple(backward(ctx, *douts))
+
+        torch.library.register_autograd(
+            inner.name(), gradients, setup_context=setup_context, lib=_LIBRARY
+        )
+
+        def rule(*args: Any) -> Any:
+            if not has_kernels(args[dispatch_on]) or any(
+                isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+                for x in args
+            ):
+                return reference(*args)
+            return inner(*args)
+
+        _LIBRARY.impl(self.name, rule, "Autograd")
 
     def register_second_derivative(self) -> None:
         """Registers the derivatives of a backward op, computed through its reference."""
@@ -186,15 +218,25 @@ class Op:
 
     def register_flops(self, formula: Callable[..., int]) -> None:
         """Registers FLOPs from the shapes of the arguments, for `torch.utils.flop_counter`."""
-        register_flop_formula(getattr(torch.ops.localmamba, self.name))(formula)
+
+        def counted(*shapes: Any, out_shape: Any) -> int:
+            del out_shape
+            return formula(*shapes)
+
+        register_flop_formula(self.packets)(counted)
 
 
 def define_function(schema: str, kernel: Callable, fake: Callable) -> None:
-    """Registers an op that has no gradients."""
-    name = schema.split("(")[0]
+    """Registers an op without gradients whose result depends on no tensor's values."""
+    name = f"localmamba::{schema.split('(')[0]}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"localmamba::{name}", fake, lib=_LIBRARY)
+    _LIBRARY.impl(schema.split("(")[0], kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(name, fake, lib=_LIBRARY)
+
+    def batched(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Tensor, None]:
+        return kernel(*args), None
+
+    torch.library.register_vmap(name, batched, lib=_LIBRARY)
 
 
 def cast_activations(positions: Sequence[int]) -> Callable[[list, torch.dtype], list]:

@@ -197,7 +197,7 @@ _branches_backward.register_second_derivative()
 _branches.register_autocast(cast_activations([0]))
 
 
-def _flops(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save, **_):
+def _flops(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
     directions, steps = index
     _, channels, states = A
     taps = conv_weight[2] if conv_weight else 0

@@ -140,7 +140,7 @@ _scan_backward.register_second_derivative()
 _scan.register_autocast(cast_activations([0, 1, 3, 4, 6]))
 
 
-def _flops(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save, **_):
+def _flops(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
     steps = u[-2] if index is None else index[1]
     return 2 * u[0] * A[0] * steps * A[1] * (5 * A[2] + 2)
 

@@ -15,7 +15,7 @@ NAMES = (
 )  # fmt: skip
 
 
-def attend_inputs(norm: bool, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+def scattn_inputs(norm: bool, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     b, k, length, d, r = 2, 3, 7, 8, 2
     shapes = [(b, k, length, d), (b, length, d), (d,), (d,), (r, d), (r,), (d, r), (d,), (d,), (d,)]
     names = NAMES if norm else NAMES[:8]
@@ -35,7 +35,7 @@ def composed(gate_first: bool, **x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("norm", "gate_first"), VARIANTS)
 def test_equals_its_parts_with_every_gradient(norm: bool, gate_first: bool) -> None:
-    truth = {n: x.requires_grad_() for n, x in attend_inputs(norm).items()}
+    truth = {n: x.requires_grad_() for n, x in scattn_inputs(norm).items()}
     gradient = random(2, 7, 8, seed=20, dtype=torch.float64)
     expected = composed(gate_first, **truth)
     expected_gradients = torch.autograd.grad(expected, list(truth.values()), gradient)
@@ -50,20 +50,20 @@ def test_equals_its_parts_with_every_gradient(norm: bool, gate_first: bool) -> N
 
 @pytest.mark.parametrize(("norm", "gate_first"), VARIANTS)
 def test_operator_contract(norm: bool, gate_first: bool) -> None:
-    tensors = [x.requires_grad_() for x in attend_inputs(norm, torch.float32).values()]
+    tensors = [x.requires_grad_() for x in scattn_inputs(norm, torch.float32).values()]
     tensors += [] if norm else [None, None]
     arguments = (*tensors, gate_first, 1e-5, 1e-5)
     torch.library.opcheck(torch.ops.localmamba.scattn_combine, arguments)
 
 
 def test_gradcheck() -> None:
-    tensors = [x.requires_grad_() for x in attend_inputs(True).values()]
+    tensors = [x.requires_grad_() for x in scattn_inputs(True).values()]
     assert torch.autograd.gradcheck(scattn_combine, tensors)
 
 
 @pytest.mark.parametrize(("norm", "gate_first"), VARIANTS)
 def test_compiles_whole_and_scripts(norm: bool, gate_first: bool) -> None:
-    inputs = attend_inputs(norm, torch.float32)
+    inputs = scattn_inputs(norm, torch.float32)
     expected = scattn_combine(**inputs, gate_first=gate_first)
     for make in (
         torch.jit.script,
@@ -93,5 +93,5 @@ def test_compiles_whole_and_scripts(norm: bool, gate_first: bool) -> None:
 )
 def test_bad_input_in_one_line(change: dict[str, Tensor | None], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
-        scattn_combine(**(attend_inputs(True, torch.float32) | change))
+        scattn_combine(**(scattn_inputs(True, torch.float32) | change))
     assert message in str(error.value)

@@ -161,7 +161,7 @@ def test_bad_input_in_one_line(change: dict[str, Tensor | None], message: str) -
 
 
 class _Block(torch.nn.Module):
-    """What a layer makes of the ops: scan order, branches, pooling, merging."""
+    """What a layer makes of the ops: scan order, branches, pooling, combination."""
 
     def __init__(self, inputs: dict[str, Tensor | None]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Pooling and merging of branches: against layers of PyTorch, and on hostile input."""
+"""Pooling and combination of directions: against layers of PyTorch, and on hostile input."""
 
 import itertools
 
@@ -28,7 +28,7 @@ def pool_inputs(
     }
 
 
-def merge_inputs(
+def combine_inputs(
     shape: tuple[int, ...], present: str = "channel token gate norm", dtype=torch.float32
 ) -> dict[str, Tensor | None]:
     batch, directions, length, channels = shape
@@ -58,8 +58,8 @@ def test_pooling_is_a_norm_and_a_mean() -> None:
     assert relative_error(pool_directions_reference(**inputs), expected) < 1e-13
 
 
-def test_merging_is_a_weighed_sum() -> None:
-    inputs = merge_inputs((2, 3, 7, 5), dtype=torch.float64)
+def test_combination_is_a_weighted_sum() -> None:
+    inputs = combine_inputs((2, 3, 7, 5), dtype=torch.float64)
     norm = torch.nn.LayerNorm(5, dtype=torch.float64)
     norm.weight.data = inputs["norm_weight"].double()
     norm.bias.data = inputs["norm_bias"].double()
@@ -82,8 +82,8 @@ def test_pooling_matches_reference(shape: tuple[int, ...], gated: bool) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("present", COMBINATIONS)
-def test_merging_matches_reference(present: str, shape: tuple[int, ...]) -> None:
-    inputs = merge_inputs(shape, present)
+def test_combination_matches_reference(present: str, shape: tuple[int, ...]) -> None:
+    inputs = combine_inputs(shape, present)
     assert_matches_reference(combine_directions, combine_directions_reference, inputs)
 
 
@@ -92,14 +92,14 @@ def test_any_memory_layout(layout: str) -> None:
     change = LAYOUTS[layout]
     for op, reference, inputs in (
         (pool_directions, pool_directions_reference, pool_inputs(SHAPES[2])),
-        (combine_directions, combine_directions_reference, merge_inputs(SHAPES[2])),
+        (combine_directions, combine_directions_reference, combine_inputs(SHAPES[2])),
     ):
         hostile = {k: change(x) if isinstance(x, Tensor) else x for k, x in inputs.items()}
         assert_matches_reference(op, reference, hostile)
 
 
 def test_expanded_inputs_and_gradients() -> None:
-    inputs = merge_inputs(SHAPES[2])
+    inputs = combine_inputs(SHAPES[2])
     inputs["y"] = inputs["y"][:, :1].expand(SHAPES[2])
     dy = torch.tensor(0.5).double()
     assert_matches_reference(combine_directions, combine_directions_reference, inputs, dy=dy)
@@ -118,14 +118,14 @@ def test_a_mean_far_from_zero() -> None:
 def test_half_precision(dtype: torch.dtype) -> None:
     pooled = pool_directions(**pool_inputs(SHAPES[2], dtype=dtype))
     assert pooled.dtype == torch.float32, "SCAttn's small layers follow autocast, not this"
-    merged = merge_inputs(SHAPES[2], dtype=dtype)
-    assert_matches_reference(combine_directions, combine_directions_reference, merged, dtype)
+    combined = combine_inputs(SHAPES[2], dtype=dtype)
+    assert_matches_reference(combine_directions, combine_directions_reference, combined, dtype)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
 def test_writes_every_cell() -> None:
     for present in ("sum alone", "channel token gate norm"):
-        inputs = merge_inputs((2, 3, 50, 21), present)
+        inputs = combine_inputs((2, 3, 50, 21), present)
         assert_matches_reference(combine_directions, combine_directions_reference, inputs)
     for gated in (True, False):
         inputs = pool_inputs((2, 3, 50, 21), gated)
@@ -133,13 +133,13 @@ def test_writes_every_cell() -> None:
 
 
 def test_empty_batch() -> None:
-    pooling, merging = pool_inputs((0, 2, 3, 4)), merge_inputs((0, 2, 3, 4))
-    weight, norm_weight = pooling["weight"], merging["norm_weight"]
+    pooling, combination = pool_inputs((0, 2, 3, 4)), combine_inputs((0, 2, 3, 4))
+    weight, norm_weight = pooling["weight"], combination["norm_weight"]
     pooled = pool_directions(**pooling | {"weight": weight.requires_grad_()})
-    merged = combine_directions(**merging | {"norm_weight": norm_weight.requires_grad_()})
-    (pooled.sum() + merged.sum()).backward()
+    combined = combine_directions(**combination | {"norm_weight": norm_weight.requires_grad_()})
+    (pooled.sum() + combined.sum()).backward()
     assert pooled.shape == (0, 2, 4)
-    assert merged.shape == (0, 3, 4)
+    assert combined.shape == (0, 3, 4)
     assert not weight.grad.any()
     assert not norm_weight.grad.any()
 
@@ -176,9 +176,9 @@ def test_bad_pooling_input_in_one_line(change: dict[str, Tensor], message: str) 
         ({"norm_bias": None}, "norm_bias must be given together, got norm_weight alone"),
     ],
 )
-def test_bad_merging_input_in_one_line(change: dict[str, Tensor | None], message: str) -> None:
+def test_bad_combination_input_in_one_line(change: dict[str, Tensor | None], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
-        combine_directions(**(merge_inputs((2, 3, 17, 16)) | change))
+        combine_directions(**(combine_inputs((2, 3, 17, 16)) | change))
     assert message in str(error.value)
 
 
@@ -192,14 +192,14 @@ def test_operator_contract(dtype: torch.dtype) -> None:
         inputs = {k: pool_inputs(shape, gated, dtype)[k] for k in ("y", "z", "eps")}
         torch.library.opcheck(torch.ops.localmamba.pool_directions, arguments(inputs))
     for present in ("channel norm gate", "token"):
-        inputs = merge_inputs(shape, present, dtype)
+        inputs = combine_inputs(shape, present, dtype)
         torch.library.opcheck(torch.ops.localmamba.combine_directions, arguments(inputs))
 
 
 def test_gradients_in_float64() -> None:
     for op, inputs in (
         (pool_directions, pool_inputs((1, 2, 3, 4), dtype=torch.float64)),
-        (combine_directions, merge_inputs((1, 2, 3, 4), dtype=torch.float64)),
+        (combine_directions, combine_inputs((1, 2, 3, 4), dtype=torch.float64)),
     ):
         tensors = [x.double().requires_grad_() for x in inputs.values() if isinstance(x, Tensor)]
         assert torch.autograd.gradcheck(op, tensors)
@@ -208,7 +208,7 @@ def test_gradients_in_float64() -> None:
 def test_compiles_whole() -> None:
     for op, reference, inputs in (
         (pool_directions, pool_directions_reference, pool_inputs(SHAPES[1])),
-        (combine_directions, combine_directions_reference, merge_inputs(SHAPES[1])),
+        (combine_directions, combine_directions_reference, combine_inputs(SHAPES[1])),
     ):
         compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
         assert_matches_reference(compiled, reference, inputs)
@@ -217,6 +217,6 @@ def test_compiles_whole() -> None:
 def test_scripts() -> None:
     for op, inputs in (
         (pool_directions, pool_inputs(SHAPES[1])),
-        (combine_directions, merge_inputs(SHAPES[1])),
+        (combine_directions, combine_inputs(SHAPES[1])),
     ):
         assert torch.equal(torch.jit.script(op)(**inputs), op(**inputs))
