@@ -251,9 +251,11 @@ def _locate_within(index, i_t, steps, GRID_ORDER: tl.constexpr):
 
 
 @triton.jit
-def _load_inputs(inputs, i_t, steps, m_d, m_n, GRID_ORDER: tl.constexpr, SOFTPLUS: tl.constexpr):
+def _load_inputs(
+    inputs, index, i_t, steps, m_d, m_n, GRID_ORDER: tl.constexpr, SOFTPLUS: tl.constexpr
+):
     """Returns u, dt + bias, delta and B of a step; past the end delta is 0: the state stays."""
-    p_u, p_dt, p_B, u_t, dt_t, B_t, index, b_bias = inputs
+    p_u, p_dt, p_B, u_t, dt_t, B_t, b_bias = inputs
     row, reads = _locate_within(index, i_t, steps, GRID_ORDER)
     m_u = tl.where(reads, m_d, False)
     b_u = tl.load(p_u + row * u_t, mask=m_u, other=0.0).to(tl.float32)
@@ -267,13 +269,14 @@ def _load_inputs(inputs, i_t, steps, m_d, m_n, GRID_ORDER: tl.constexpr, SOFTPLU
 
 @triton.jit
 def _reverse_step(
-    sums, b_before, b_after, step, b_A, b_D, pointers, channels, n_states, i_t, steps, m_d, m_n,
+    sums, b_before, b_after, step, b_A, b_D, pointers, index, p_z, p_dz, channels, n_states, i_t,
+    steps, m_d, m_n,
     GRID_ORDER: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """One step back: stores the gradients of its inputs, returns the carry and the sums so far."""
     b_carry, b_dA, b_dD, b_dbias = sums
     b_u, b_x, b_delta, b_B = step
-    p_C, C_t, p_dy, dy_t, p_z, z_t, index, p_du, p_ddt, p_dB, p_dC, p_dz = pointers
+    p_C, C_t, p_dy, dy_t, z_t, p_du, p_ddt, p_dB, p_dC = pointers
     row, reads = _locate_within(index, i_t, steps, GRID_ORDER)
     token = row
     writes = reads
@@ -343,7 +346,7 @@ def scan_backward_kernel(
     p_u = u + i_b * u_b + i_k * u_k + o_d
     p_dt = dt + i_b * dt_b + i_k * dt_k + o_d
     p_B = B + i_b * B_b + i_k * B_k + o_n
-    inputs = (p_u, p_dt, p_B, u_t, dt_t, B_t, p_index, b_bias)
+    inputs = (p_u, p_dt, p_B, u_t, dt_t, B_t, b_bias)
     p_C = C + i_b * C_b + i_k * C_k + o_n
     p_dy = dy + i_b * dy_b + i_k * dy_k + o_d
     p_du = du + i_bk * rows * channels + o_d
@@ -354,7 +357,7 @@ def scan_backward_kernel(
     if HAS_Z:
         p_z += i_b * z_b + o_d
         p_dz += i_bk * length * channels + o_d
-    pointers = (p_C, C_t, p_dy, dy_t, p_z, z_t, p_index, p_du, p_ddt, p_dB, p_dC, p_dz)
+    pointers = (p_C, C_t, p_dy, dy_t, z_t, p_du, p_ddt, p_dB, p_dC)
 
     i_program = (i_bk * segments + i_s) * blocks + i_d
     p_scratch = scratch + i_program * (CHUNK // GROUP) * BN * BD
@@ -378,7 +381,7 @@ def scan_backward_kernel(
             for i_j in tl.static_range(GROUP):
                 t = i_c * CHUNK + i_g * GROUP + i_j
                 b_u, _, b_delta, b_B = _load_inputs(
-                    inputs, t, steps, m_d, m_n, GRID_ORDER, SOFTPLUS
+                    inputs, p_index, t, steps, m_d, m_n, GRID_ORDER, SOFTPLUS
                 )
                 b_h = _advance(b_h, b_u, b_delta, b_B, b_A)
         tl.debug_barrier()
@@ -386,30 +389,30 @@ def scan_backward_kernel(
             i_g = groups - 1 - i_g_back
             t_0 = i_c * CHUNK + i_g * GROUP
             b_h0 = tl.load(p_scratch + i_g * BN * BD)
-            step0 = _load_inputs(inputs, t_0, steps, m_d, m_n, GRID_ORDER, SOFTPLUS)
-            step1 = _load_inputs(inputs, t_0 + 1, steps, m_d, m_n, GRID_ORDER, SOFTPLUS)
-            step2 = _load_inputs(inputs, t_0 + 2, steps, m_d, m_n, GRID_ORDER, SOFTPLUS)
-            step3 = _load_inputs(inputs, t_0 + 3, steps, m_d, m_n, GRID_ORDER, SOFTPLUS)
+            step0 = _load_inputs(inputs, p_index, t_0, steps, m_d, m_n, GRID_ORDER, SOFTPLUS)
+            step1 = _load_inputs(inputs, p_index, t_0 + 1, steps, m_d, m_n, GRID_ORDER, SOFTPLUS)
+            step2 = _load_inputs(inputs, p_index, t_0 + 2, steps, m_d, m_n, GRID_ORDER, SOFTPLUS)
+            step3 = _load_inputs(inputs, p_index, t_0 + 3, steps, m_d, m_n, GRID_ORDER, SOFTPLUS)
             b_h1 = _advance(b_h0, step0[0], step0[2], step0[3], b_A)
             b_h2 = _advance(b_h1, step1[0], step1[2], step1[3], b_A)
             b_h3 = _advance(b_h2, step2[0], step2[2], step2[3], b_A)
             b_h4 = _advance(b_h3, step3[0], step3[2], step3[3], b_A)
             sums = (b_carry, b_dA, b_dD, b_dbias)
             sums = _reverse_step(
-                sums, b_h3, b_h4, step3, b_A, b_D, pointers, channels, n_states, t_0 + 3, steps,
-                m_d, m_n, GRID_ORDER, HAS_INDEX, HAS_Z, SOFTPLUS,
+                sums, b_h3, b_h4, step3, b_A, b_D, pointers, p_index, p_z, p_dz, channels, n_states,
+                t_0 + 3, steps, m_d, m_n, GRID_ORDER, HAS_INDEX, HAS_Z, SOFTPLUS,
             )  # fmt: skip
             sums = _reverse_step(
-                sums, b_h2, b_h3, step2, b_A, b_D, pointers, channels, n_states, t_0 + 2, steps,
-                m_d, m_n, GRID_ORDER, HAS_INDEX, HAS_Z, SOFTPLUS,
+                sums, b_h2, b_h3, step2, b_A, b_D, pointers, p_index, p_z, p_dz, channels, n_states,
+                t_0 + 2, steps, m_d, m_n, GRID_ORDER, HAS_INDEX, HAS_Z, SOFTPLUS,
             )  # fmt: skip
             sums = _reverse_step(
-                sums, b_h1, b_h2, step1, b_A, b_D, pointers, channels, n_states, t_0 + 1, steps,
-                m_d, m_n, GRID_ORDER, HAS_INDEX, HAS_Z, SOFTPLUS,
+                sums, b_h1, b_h2, step1, b_A, b_D, pointers, p_index, p_z, p_dz, channels, n_states,
+                t_0 + 1, steps, m_d, m_n, GRID_ORDER, HAS_INDEX, HAS_Z, SOFTPLUS,
             )  # fmt: skip
             b_carry, b_dA, b_dD, b_dbias = _reverse_step(
-                sums, b_h0, b_h1, step0, b_A, b_D, pointers, channels, n_states, t_0, steps,
-                m_d, m_n, GRID_ORDER, HAS_INDEX, HAS_Z, SOFTPLUS,
+                sums, b_h0, b_h1, step0, b_A, b_D, pointers, p_index, p_z, p_dz, channels, n_states,
+                t_0, steps, m_d, m_n, GRID_ORDER, HAS_INDEX, HAS_Z, SOFTPLUS,
             )  # fmt: skip
         tl.debug_barrier()
     tl.store(dA + i_out * n_states * channels + o_state, b_dA, mask=m_dn)
