@@ -59,12 +59,12 @@ def _locate(
 
 
 @triton.jit
-def _load_step(p_u, p_dt, p_B, u_t, dt_t, B_t, b_bias, row, m_row, m_state, SOFTPLUS: tl.constexpr):
-    """Returns u, delta and B of one step."""
+def _load_step(p_u, p_dt, p_B, u_t, dt_t, B_t, row, m_row, m_state):
+    """Returns u, dt and B of one step."""
     b_u = tl.load(p_u + row * u_t, mask=m_row, other=0.0).to(tl.float32)
     b_dt = tl.load(p_dt + row * dt_t, mask=m_row, other=0.0).to(tl.float32)
     b_B = tl.load(p_B + row * B_t, mask=m_state, other=0.0).to(tl.float32)
-    return b_u, step_size(b_dt, b_bias, SOFTPLUS), b_B
+    return b_u, b_dt, b_B
 
 
 @triton.jit
@@ -118,10 +118,9 @@ def scan_forward_kernel(
             token, row, m_row, m_state = _locate(
                 p_index, i_t, m_load, m_n, GRID_ORDER, HAS_INDEX, PADDED
             )
-            b_u, b_delta, b_B = _load_step(
-                p_u, p_dt, p_B, u_t, dt_t, B_t, b_bias, row, m_row, m_state, SOFTPLUS
-            )
+            b_u, b_dt, b_B = _load_step(p_u, p_dt, p_B, u_t, dt_t, B_t, row, m_row, m_state)
             b_C = tl.load(p_C + row * C_t, mask=m_state, other=0.0).to(tl.float32)
+            b_delta = step_size(b_dt, b_bias, SOFTPLUS)
             b_h = _advance(b_h, b_u, b_delta, b_B, b_A)
             b_y = tl.sum(b_h * b_C[:, None], axis=0)
             if HAS_D:
@@ -161,9 +160,8 @@ def segment_end_kernel(
     b_sum = tl.zeros([BD], tl.float32)
     for i_t in range(i_s * segment_steps, tl.minimum((i_s + 1) * segment_steps, steps)):
         _, row, m_row, m_state = _locate(p_index, i_t, m_d, m_n, GRID_ORDER, GRID_ORDER, PADDED)
-        b_u, b_delta, b_B = _load_step(
-            p_u, p_dt, p_B, u_t, dt_t, B_t, b_bias, row, m_row, m_state, SOFTPLUS
-        )
+        b_u, b_dt, b_B = _load_step(p_u, p_dt, p_B, u_t, dt_t, B_t, row, m_row, m_state)
+        b_delta = step_size(b_dt, b_bias, SOFTPLUS)
         b_h = _advance(b_h, b_u, b_delta, b_B, b_A)
         b_sum += b_delta
     i_out = i_bk * segments + i_s
