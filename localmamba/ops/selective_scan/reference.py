@@ -99,7 +99,8 @@ def scan_backward(
     del states
 
     def scan(*tensors: Any) -> Tensor:
-        return selective_scan_reference(*tensors, *inputs[8:])
+        arguments: tuple[Any, ...] = (*tensors, *inputs[8:])
+        return selective_scan_reference(*arguments)
 
     gradients = vjp(scan, inputs.tensors, dy)
     gradients[3], gradients[4] = side_by_side(gradients[3], gradients[4], dBC)
@@ -143,8 +144,12 @@ def s6_branches_reference(
 
 def s6_branches_backward(dy: Tensor, *args: Any) -> list[Tensor | None]:
     """Computes the gradients of the eight inputs before `index`."""
-    *inputs, index = args[:9]
-    return vjp(lambda *inputs: s6_branches_reference(*inputs, index), inputs, dy)
+
+    def branches(*tensors: Any) -> Tensor:
+        arguments: tuple[Any, ...] = (*tensors, args[8])
+        return s6_branches_reference(*arguments)
+
+    return vjp(branches, args[:8], dy)
 
 
 def align_weights(x_proj: Tensor, dt_weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
