@@ -3,10 +3,10 @@
 The parts are `causal_conv` and `selective_scan` with two batched matrix products between them. As
 one op they keep for the backward pass only the tokens, the small projected parameters and the
 states at chunk boundaries; the convolution's output and the step sizes, the two largest arrays, are
-made again.
+recomputed.
 """
 
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -24,23 +24,38 @@ from .._common.registration import (
 from ..causal_conv.op import kernels as conv_kernels
 from . import reference
 from .op import kernels as scan_kernels
-from .op import states_shape
-
-ALIGN = 8
-"""Elements of half precision in the 16 bytes that matrix units and the scan kernels read whole."""
+from .op import scan_multiply_adds, states_shape
+from .reference import ScanInputs
 
 
-def aligned_rank(rank: int, x: Tensor) -> int:
-    """Columns that the factor of dt takes in the kernels that serve x."""
-    return -(-rank // ALIGN) * ALIGN if x.is_cuda and x.dtype != torch.float64 else rank
+class BranchInputs(NamedTuple):
+    """The checked arguments of `s6_branches`, in the order of the op."""
+
+    x: Tensor
+    conv_weight: Tensor | None
+    conv_bias: Tensor | None
+    x_proj: Tensor
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A: Tensor
+    D: Tensor
+    index: Tensor  # type: ignore[assignment] # shadows tuple.index
 
 
-_TOKENS = 2048
-"""Tokens of a part of a sum over all of them, at least."""
+_ALIGN = 8
+"""Elements of half precision in the 16 bytes that matrix units and the scan kernels load whole."""
+
+_MIN_TOKENS = 2048
+"""Fewest tokens of a part of a sum over all of them."""
+
+
+def aligned_rank(rank: int) -> int:
+    """Returns R rounded up to whole aligned loads."""
+    return -(-rank // _ALIGN) * _ALIGN
 
 
 def _project(u: Tensor, x_proj: Tensor) -> Tensor:
-    """Step sizes' factor, B and C of every token and direction: [B, K, T, M]."""
+    """Returns the factor of dt, B and C of every token and direction, [B, K, T, M]."""
     batch, directions, steps = u.shape[0], x_proj.shape[0], u.shape[-2]
     if u.dim() == 3:
         params = u.reshape(batch * steps, u.shape[-1]) @ x_proj.flatten(0, 1).t()
@@ -49,13 +64,12 @@ def _project(u: Tensor, x_proj: Tensor) -> Tensor:
     return torch.bmm(rows, x_proj.transpose(1, 2)).unflatten(1, (batch, steps)).transpose(0, 1)
 
 
-def _empty_params(x: Tensor, conv_weight: Tensor | None, index: Tensor, width: int) -> Tensor:
-    """An array like that of `_project`, in memory too."""
-    batch, length, _ = x.shape
-    directions, steps = index.shape
-    if conv_weight is None:
-        return x.new_empty((batch, length, directions, width)).transpose(1, 2)
-    return x.new_empty((directions, batch, steps, width)).transpose(0, 1)
+def _empty_params(inputs: BranchInputs, width: int) -> Tensor:
+    """Allocates [B, K, T, M] with the strides of `_project`."""
+    (batch, length, _), (directions, steps) = inputs.x.shape, inputs.index.shape
+    if inputs.conv_weight is None:
+        return inputs.x.new_empty((batch, length, directions, width)).transpose(1, 2)
+    return inputs.x.new_empty((directions, batch, steps, width)).transpose(0, 1)
 
 
 def _per_direction(x: Tensor) -> Tensor:
@@ -63,23 +77,33 @@ def _per_direction(x: Tensor) -> Tensor:
     return x.transpose(0, 1).flatten(1, 2)
 
 
-def _scan_parameters(params: Tensor, dt_weight: Tensor, states: int) -> tuple[Tensor, ...]:
-    """dt before bias and softplus, B and C, of every step and direction."""
+def _convolve(inputs: BranchInputs) -> Tensor:
+    """Returns what the branches project and scan: x, or its convolution along each order."""
+    x, weight, bias, *_ = inputs
+    if weight is None or bias is None:
+        return x
+    return conv_kernels(x).forward(x, weight, bias, inputs.index)
+
+
+def _scan_inputs(inputs: BranchInputs, u: Tensor, params: Tensor, dt_weight: Tensor) -> ScanInputs:
+    states = inputs.A.shape[2]
     dt = torch.bmm(_per_direction(params[..., : dt_weight.shape[2]]), dt_weight.transpose(1, 2))
     dt = dt.unflatten(1, (params.shape[0], params.shape[2])).transpose(0, 1)
-    return dt, params[..., -2 * states : -states], params[..., -states:]
+    B, C = params[..., -2 * states : -states], params[..., -states:]
+    A, D, dt_bias, length = inputs.A, inputs.D, inputs.dt_bias, inputs.x.shape[1]
+    return ScanInputs(u, dt, A, B, C, D, None, dt_bias, inputs.index, length, True)
 
 
 def _over_tokens(rows: Tensor, columns: Tensor, batch: int) -> Tensor:
     """[K, B * T, X] and [K, B * T, Y] to their product over B * T, [K, X, Y].
 
-    Matrix libraries share few, very long sums badly among a GPU's multiprocessors: there they are
-    cut into parts of whole images, in float32.
+    Matrix libraries share few, very long sums badly among a GPU's SMs: in half precision they are
+    cut into parts of whole images, added in float32.
     """
     directions, tokens = rows.shape[:2]
     if not rows.is_cuda or rows.dtype not in (torch.bfloat16, torch.float16):
         return torch.bmm(rows.transpose(1, 2), columns)
-    parts = next(n for n in range(max(tokens // _TOKENS, 1), 0, -1) if batch % n == 0)
+    parts = next(n for n in range(max(tokens // _MIN_TOKENS, 1), 0, -1) if batch % n == 0)
     rows, columns = (
         x.contiguous().view(directions * parts, tokens // parts, x.shape[2])
         for x in (rows, columns)
@@ -88,87 +112,88 @@ def _over_tokens(rows: Tensor, columns: Tensor, batch: int) -> Tensor:
     return sums.unflatten(0, (directions, parts)).sum(1)
 
 
-def _forward(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
-    kernels = scan_kernels(x)
-    u = x if conv_weight is None else conv_kernels(x).forward(x, conv_weight, conv_bias, index)
-    x_proj, dt_weight = kernels.align_weights(x_proj, dt_weight, u.dtype)
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, save = BranchInputs(*args[:-1]), args[-1]
+    kernels = scan_kernels(inputs.x)
+    u = _convolve(inputs)
+    x_proj, dt_weight = kernels.align_weights(inputs.x_proj, inputs.dt_weight, u.dtype)
     params = _project(u, x_proj)
-    dt, B, C = _scan_parameters(params, dt_weight, A.shape[2])
-    y, kept = kernels.scan_forward(u, dt, A, B, C, D, None, dt_bias, index, x.shape[1], True, save)
-    return y, params, kept
+    y, states = kernels.scan_forward(_scan_inputs(inputs, u, params, dt_weight), save)
+    return y, params, states
 
 
-def _fake(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
-    batch, length, channels = x.shape
-    directions, width = x_proj.shape[0], aligned_rank(dt_weight.shape[2], x) + 2 * A.shape[2]
-    y = x.new_empty((batch, directions, length, channels))
-    params = _empty_params(x, conv_weight, index, width)
-    kept = x.new_empty(states_shape(x, A, index.shape[1], save), dtype=torch.float32)
-    return y, params, kept
+def _fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, save = BranchInputs(*args[:-1]), args[-1]
+    x, A, rank = inputs.x, inputs.A, inputs.dt_weight.shape[2]
+    y = x.new_empty((x.shape[0], A.shape[0], x.shape[1], x.shape[2]))
+    if x.is_cuda and x.dtype != torch.float64:
+        rank = aligned_rank(rank)
+    shape = states_shape(x, A, inputs.index.shape[1], save)
+    params = _empty_params(inputs, rank + 2 * A.shape[2])
+    return y, params, x.new_empty(shape, dtype=torch.float32)
 
 
-def _backward(dy, x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, params, kept):
+def _reference(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes y; params and states serve `_backward` alone."""
+    y = reference.s6_branches_reference(*args[:-1])
+    _, params, states = _fake(*args)
+    return y, params.zero_(), states.zero_()
+
+
+def _backward(dy: Tensor, *args: Any) -> list[Tensor]:
+    inputs, (params, states) = BranchInputs(*args[:-2]), args[-2:]
+    x, rank = inputs.x, inputs.dt_weight.shape[2]
     kernels = scan_kernels(x)
-    x_proj_weight, dt_proj_weight = kernels.align_weights(x_proj, dt_weight, x.dtype)
-    rank, padded = dt_weight.shape[2], dt_proj_weight.shape[2]
-    u = x if conv_weight is None else conv_kernels(x).forward(x, conv_weight, conv_bias, index)
-    dt, B, C = _scan_parameters(params, dt_proj_weight, A.shape[2])
+    x_proj, dt_weight = kernels.align_weights(inputs.x_proj, inputs.dt_weight, x.dtype)
+    padded = dt_weight.shape[2]
+    u = _convolve(inputs)
+    scan_inputs = _scan_inputs(inputs, u, params, dt_weight)
     # Gradients of the parameters are written side by side, where the products after read them.
-    dparams = _empty_params(x, conv_weight, index, params.shape[3])
+    dparams = _empty_params(inputs, params.shape[3])
     du, ddt, dA, _, _, dD, _, ddt_bias = kernels.scan_backward(
-        dy, u, dt, A, B, C, D, None, dt_bias, index, x.shape[1], True, kept, dparams[..., padded:]
+        dy, scan_inputs, states, dparams[..., padded:]
     )
+    assert du is not None
+    assert ddt is not None
     ddt, factor = _per_direction(ddt), _per_direction(params[..., :padded])
     ddt_weight = _over_tokens(ddt, factor, x.shape[0])[..., :rank]
-    torch.bmm(ddt, dt_proj_weight, out=_per_direction(dparams[..., :padded]))
-    if conv_weight is None:
+    torch.bmm(ddt, dt_weight, out=_per_direction(dparams[..., :padded]))
+    dx: Tensor | None
+    dconv_weight = dconv_bias = None
+    if inputs.conv_weight is None or inputs.conv_bias is None:
         tokens = dparams.transpose(1, 2).flatten(2).flatten(0, 1)  # [B * L, K * M]
         flat = u.reshape(tokens.shape[0], u.shape[-1])
-        dx_proj = (tokens.t() @ flat).view_as(x_proj_weight)
-        dx = du.view_as(flat).addmm_(tokens, x_proj_weight.flatten(0, 1)).view_as(x)
-        dconv_weight = dconv_bias = None
+        dx_proj = (tokens.t() @ flat).view_as(x_proj)
+        dx = du.view_as(flat).addmm_(tokens, x_proj.flatten(0, 1)).view_as(x)
     else:
         dparams, du = _per_direction(dparams), _per_direction(du)
         dx_proj = _over_tokens(dparams, _per_direction(u), x.shape[0])
-        du = du.baddbmm_(dparams, x_proj_weight)
+        du = du.baddbmm_(dparams, x_proj)
         du = du.unflatten(1, (u.shape[0], u.shape[2])).transpose(0, 1)
         dx, dconv_weight, dconv_bias = conv_kernels(x).backward(
-            du, x, conv_weight, conv_bias, index
+            du, x, inputs.conv_weight, inputs.conv_bias, inputs.index
         )
     dx_proj = torch.cat((dx_proj[:, :rank], dx_proj[:, padded:]), dim=1)
     gradients = (dx, dconv_weight, dconv_bias, dx_proj, ddt_weight, ddt_bias, dA, dD)
-    inputs = (x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D)
-    return contiguous(in_dtypes(gradients, inputs))
+    return contiguous(in_dtypes(gradients, inputs[:8]))
 
 
-def _backward_fake(
-    dy, x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, params, kept
-):
-    return empty_gradients((x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D))
+def _backward_fake(dy: Tensor, *args: Any) -> list[Tensor]:
+    return empty_gradients(args[:8])
 
 
-_TENSORS = (
+_INPUTS = (
     "Tensor x, Tensor? conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_weight, "
     "Tensor dt_bias, Tensor A, Tensor D, Tensor index"
 )
-
-
-def _reference(*args):
-    """Computes what `_forward` does; params and states are for `_backward` alone."""
-    *inputs, _ = args
-    y = reference.s6_branches_reference(*inputs)
-    _, params, kept = _fake(*args)
-    return y, params.zero_(), kept.zero_()
-
-
 _branches = Op(
-    f"s6_branches({_TENSORS}, bool save) -> (Tensor, Tensor, Tensor)",
+    f"s6_branches({_INPUTS}, bool save) -> (Tensor, Tensor, Tensor)",
     kernel=_forward,
     fake=_fake,
     reference=_reference,
 )
 _branches_backward = Op(
-    f"s6_branches_backward(Tensor dy, {_TENSORS}, Tensor params, Tensor kept) -> Tensor[]",
+    f"s6_branches_backward(Tensor dy, {_INPUTS}, Tensor params, Tensor states) -> Tensor[]",
     kernel=_backward,
     fake=_backward_fake,
     reference=present_gradients(reference.s6_branches_backward),
@@ -177,36 +202,56 @@ _branches_backward = Op(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    *tensors, _ = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.save_for_backward(*inputs[:-1], *output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _gradients(
-    ctx: Any, dy: Tensor | None, dparams: Tensor | None, dkept: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    *inputs, index, params, kept = ctx.saved_tensors
+def _gradients(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if dy is None:
         return (None,) * 10
-    gradients = _branches_backward(dy, *inputs, index, params, kept)
-    return (*restore(gradients, inputs), None, None)
+    saved = ctx.saved_tensors
+    return (*restore(_branches_backward(dy, *saved), saved[:8]), None, None)
+
+
+class BranchSizes(NamedTuple):
+    """Sizes of one call of `s6_branches`, from which its operations are counted."""
+
+    batch: int  # B
+    directions: int  # K
+    tokens: int  # L
+    steps: int  # P, padding included
+    channels: int  # D
+    states: int  # N
+    taps: int  # W, 0 without a convolution along the scan
+    rank: int  # R
+
+    @classmethod
+    def from_shapes(cls, *shapes: Any) -> "BranchSizes":
+        """Reads the shapes of the op's arguments."""
+        x, conv_weight, _, _, dt_weight, _, A, _, index, *_ = shapes
+        taps = conv_weight[2] if conv_weight else 0
+        return cls(x[0], index[0], x[1], index[1], x[2], A[2], taps, dt_weight[2])
+
+    def inputs(self, steps: int) -> int:
+        """Multiply-adds of convolution, x_proj and dt_proj in one direction of one image."""
+        return steps * self.channels * (self.taps + 2 * self.rank + 2 * self.states)
+
+    def scan(self, steps: int, per_state: int = 5, per_channel: int = 2) -> int:
+        """Multiply-adds of the scan of one direction of one image: see `scan_multiply_adds`."""
+        return scan_multiply_adds(steps, self.channels, self.states, per_state, per_channel)
+
+
+def _flops(*shapes: Any, out_shape: Any) -> int:
+    """Counts FLOPs, two per multiply-add; in grid order padding is not projected."""
+    sizes = BranchSizes.from_shapes(*shapes)
+    projected = sizes.steps if sizes.taps else sizes.tokens
+    per_direction = sizes.inputs(projected) + sizes.scan(sizes.steps)
+    return 2 * sizes.batch * sizes.directions * per_direction
 
 
 _branches.register_autograd(_gradients, _setup_context)
 _branches_backward.register_second_derivative()
 _branches.register_autocast(cast_activations([0]))
-
-
-def _flops(x, conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A, D, index, save):
-    directions, steps = index
-    _, channels, states = A
-    taps = conv_weight[2] if conv_weight else 0
-    projected = steps if taps else x[1]  # in grid order padding is not projected
-    inputs = channels * taps + x_proj[1] * channels + channels * dt_weight[2]
-    scan = channels * (5 * states + 2)
-    return 2 * x[0] * directions * (projected * inputs + steps * scan)
-
-
 _branches.register_flops(_flops)
 
 

@@ -6,7 +6,7 @@ Paper section 3.2; the recurrence and its gradient are in ops/README.md.
 from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from .._common.backends import CHUNK, Backends, has_kernels
 from .._common.checks import check_index, check_shape
@@ -19,46 +19,19 @@ from .._common.registration import (
     restore,
 )
 from . import reference
+from .reference import ScanInputs
 
 
 class ScanKernels(Protocol):
-    """Kernels of the selective scan; index is int32 [K, P] or None, strides and dtypes any."""
+    """Kernels of the selective scan and of the S6 branches, for any strides and dtypes."""
 
-    def scan_forward(
-        self,
-        u: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        dt_bias: Tensor | None,
-        index: Tensor | None,
-        length: int,
-        softplus: bool,
-        save: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def scan_forward(self, inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
         """Computes y, [B, K, L, D], and the states of `states_shape`, float32."""
 
     def scan_backward(
-        self,
-        dy: Tensor,
-        u: Tensor,
-        dt: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        dt_bias: Tensor | None,
-        index: Tensor | None,
-        length: int,
-        softplus: bool,
-        states: Tensor,
-        dBC: Tensor | None = None,
+        self, dy: Tensor, inputs: ScanInputs, states: Tensor, dBC: Tensor | None = None
     ) -> list[Tensor | None]:
-        """Computes the gradients of u, dt, A, B, C, D, z and dt_bias, in their dtypes.
+        """Computes the gradients of `inputs.tensors`, in their dtypes.
 
         With `dBC`, [B, K, T, 2N], dB and dC are written side by side into it.
         """
@@ -78,44 +51,57 @@ kernels: Backends[ScanKernels] = Backends(__package__)
 
 
 def states_shape(u: Tensor, A: Tensor, steps: int, save: bool) -> tuple[int, ...]:
-    """Returns the shape of the states kept at the start of each chunk, [B, K, chunks, N, D]."""
+    """Returns the shape of the states at the start of each chunk: [B, K, chunks * N * D].
+
+    With an axis of its own, the number of chunks would be compared with 1 in `torch.export`, and a
+    program exported from a small grid would refuse a larger one.
+    """
     chunks = (steps + CHUNK - 1) // CHUNK if save and has_kernels(u) else 0
-    return (u.shape[0], A.shape[0], chunks, A.shape[2], A.shape[1])
+    return (u.shape[0], A.shape[0], chunks * A.shape[2] * A.shape[1])
 
 
-def _forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
-    return kernels(u).scan_forward(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save)
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    return kernels(args[0]).scan_forward(ScanInputs(*args[:-1]), args[-1])
 
 
-def _fake(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
-    steps = u.shape[2] if index is None else index.shape[1]
-    y = u.new_empty((u.shape[0], A.shape[0], length, u.shape[-1]))
-    return y, u.new_empty(states_shape(u, A, steps, save), dtype=torch.float32)
+def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+    inputs, save = ScanInputs(*args[:-1]), args[-1]
+    u, A = inputs.u, inputs.A
+    y = u.new_empty((u.shape[0], A.shape[0], inputs.length, u.shape[-1]))
+    return y, u.new_empty(states_shape(u, A, inputs.steps, save), dtype=torch.float32)
 
 
-def _backward(dy, u, *args):
-    return contiguous(kernels(u).scan_backward(dy, u, *args))
+def _reference(*args: Any) -> tuple[Tensor, Tensor]:
+    return reference.scan_forward(ScanInputs(*args[:-1]), args[-1])
 
 
-def _backward_fake(dy, *args):
+def _backward(dy: Tensor, *args: Any) -> list[Tensor]:
+    return contiguous(kernels(args[0]).scan_backward(dy, ScanInputs(*args[:-1]), args[-1]))
+
+
+def _backward_fake(dy: Tensor, *args: Any) -> list[Tensor]:
     return empty_gradients(args[:8])
 
 
-_TENSORS = (
+def _backward_reference(dy: Tensor, *args: Any) -> list[Tensor | None]:
+    return reference.scan_backward(dy, ScanInputs(*args[:-1]), args[-1])
+
+
+_INPUTS = (
     "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
     "Tensor? index, SymInt length, bool softplus"
 )
 _scan = Op(
-    f"selective_scan({_TENSORS}, bool save) -> (Tensor, Tensor)",
+    f"selective_scan({_INPUTS}, bool save) -> (Tensor, Tensor)",
     kernel=_forward,
     fake=_fake,
-    reference=reference.scan_forward,
+    reference=_reference,
 )
 _scan_backward = Op(
-    f"selective_scan_backward(Tensor dy, {_TENSORS}, Tensor states) -> Tensor[]",
+    f"selective_scan_backward(Tensor dy, {_INPUTS}, Tensor states) -> Tensor[]",
     kernel=_backward,
     fake=_backward_fake,
-    reference=present_gradients(reference.scan_backward),
+    reference=present_gradients(_backward_reference),
     dispatch_on=1,
 )
 
@@ -135,16 +121,34 @@ def _gradients(ctx: Any, dy: Tensor | None, dstates: Tensor | None) -> tuple[Ten
     return (*restore(gradients, inputs), None, None, None, None)
 
 
+def scan_multiply_adds(
+    steps: int, channels: int, states: int, per_state: int = 5, per_channel: int = 2
+) -> int:
+    """Counts the operations of one sequence, each as a multiply-add.
+
+    Args:
+        steps: P.
+        channels: D.
+        states: N.
+        per_state: Operations per state and step: delta A, its exponential, delta u times B, the new
+            state, its part of C h.
+        per_channel: Operations per channel and step: delta u and D u.
+    """
+    return steps * channels * (per_state * states + per_channel)
+
+
+def _flops(
+    u: Size, dt: Size, A: Size, B: Size, C: Size, D: Any, z: Any, dt_bias: Any, index: Size | None,
+    *_: Any, out_shape: Any,
+) -> int:  # fmt: skip
+    """Counts FLOPs, two a multiply-add, for `torch.utils.flop_counter`."""
+    steps = u[-2] if index is None else index[1]
+    return 2 * u[0] * A[0] * scan_multiply_adds(steps, A[1], A[2])
+
+
 _scan.register_autograd(_gradients, _setup_context)
 _scan_backward.register_second_derivative()
 _scan.register_autocast(cast_activations([0, 1, 3, 4, 6]))
-
-
-def _flops(u, dt, A, B, C, D, z, dt_bias, index, length, softplus, save):
-    steps = u[-2] if index is None else index[1]
-    return 2 * u[0] * A[0] * steps * A[1] * (5 * A[2] + 2)
-
-
 _scan.register_flops(_flops)
 
 

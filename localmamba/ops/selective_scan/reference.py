@@ -1,5 +1,7 @@
 """The selective scan and the S6 branches in differentiable PyTorch: the truth of their kernels."""
 
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,6 +9,37 @@ from torch import Tensor
 from .._common.registration import vjp
 from .._common.tokens import accumulation_dtype, gather_tokens, scatter_tokens
 from ..causal_conv.reference import causal_conv_reference
+
+
+class ScanInputs(NamedTuple):
+    """The checked arguments of `selective_scan`, as every backend takes them."""
+
+    u: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    dt_bias: Tensor | None
+    index: Tensor | None  # type: ignore[assignment] # shadows tuple.index
+    length: int
+    softplus: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The inputs that have gradients."""
+        return self[:8]
+
+    @property
+    def grid_order(self) -> bool:
+        """Whether u, dt, B and C stand in grid order."""
+        return self.u.dim() == 3
+
+    @property
+    def steps(self) -> int:
+        """Steps of a sequence, P."""
+        return self.u.shape[-2] if self.index is None else self.index.shape[1]
 
 
 def selective_scan_reference(
@@ -23,8 +56,7 @@ def selective_scan_reference(
     softplus: bool = True,
 ) -> Tensor:
     """Computes `ops.selective_scan` step by step, of any floating dtype."""
-    dtype = accumulation_dtype(u.dtype)
-    out_dtype = u.dtype
+    dtype, out_dtype = accumulation_dtype(u.dtype), u.dtype
     grid_order = u.dim() == 3
     if length is None:
         length = u.shape[-2]
@@ -52,6 +84,39 @@ def selective_scan_reference(
     return y.to(out_dtype)
 
 
+def scan_forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
+    """Computes y, and no states: `scan_backward` computes its own."""
+    del save
+    shape = (inputs.u.shape[0], inputs.A.shape[0], 0)
+    states = inputs.A.new_empty(shape, dtype=torch.float32)
+    return selective_scan_reference(*inputs).contiguous(), states
+
+
+def scan_backward(
+    dy: Tensor, inputs: ScanInputs, states: Tensor, dBC: Tensor | None = None
+) -> list[Tensor | None]:
+    """Computes the gradients of `inputs.tensors`."""
+    del states
+
+    def scan(*tensors: Any) -> Tensor:
+        arguments: tuple[Any, ...] = (*tensors, *inputs[8:])
+        return selective_scan_reference(*arguments)
+
+    gradients = vjp(scan, inputs.tensors, dy)
+    gradients[3], gradients[4] = side_by_side(gradients[3], gradients[4], dBC)
+    return gradients
+
+
+def side_by_side(
+    dB: Tensor | None, dC: Tensor | None, dBC: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Copies dB and dC into the columns of `dBC`, if that is given."""
+    if dBC is None or dB is None or dC is None:
+        return dB, dC
+    states = dB.shape[-1]
+    return dBC[..., :states].copy_(dB), dBC[..., states:].copy_(dC)
+
+
 def s6_branches_reference(
     x: Tensor,
     conv_weight: Tensor | None,
@@ -77,70 +142,16 @@ def s6_branches_reference(
     return y.to(x.dtype)
 
 
-def scan_forward(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    index: Tensor | None,
-    length: int,
-    softplus: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor]:
-    """Computes y, and no states: `scan_backward` computes its own."""
-    del save
-    y = selective_scan_reference(u, dt, A, B, C, D, z, dt_bias, index, length, softplus)
-    states = A.new_empty((u.shape[0], A.shape[0], 0, A.shape[2], A.shape[1]), dtype=torch.float32)
-    return y.contiguous(), states
-
-
-def scan_backward(
-    dy: Tensor,
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    index: Tensor | None,
-    length: int,
-    softplus: bool,
-    states: Tensor,
-    dBC: Tensor | None = None,
-) -> list[Tensor | None]:
-    """Computes the gradients of u, dt, A, B, C, D, z and dt_bias."""
-    del states
-
-    def scan(*inputs: Tensor) -> Tensor:
-        return selective_scan_reference(*inputs, index, length, softplus)
-
-    gradients = vjp(scan, (u, dt, A, B, C, D, z, dt_bias), dy)
-    gradients[3], gradients[4] = side_by_side(gradients[3], gradients[4], dBC)
-    return gradients
-
-
-def side_by_side(
-    dB: Tensor | None, dC: Tensor | None, dBC: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Copies dB and dC into `dBC`, if that is given."""
-    if dBC is None or dB is None or dC is None:
-        return dB, dC
-    states = dB.shape[-1]
-    return dBC[..., :states].copy_(dB), dBC[..., states:].copy_(dC)
-
-
-def s6_branches_backward(dy: Tensor, *args: Tensor) -> list[Tensor | None]:
+def s6_branches_backward(dy: Tensor, *args: Any) -> list[Tensor | None]:
     """Computes the gradients of the eight inputs before `index`."""
-    *inputs, index = args[:9]
-    return vjp(lambda *inputs: s6_branches_reference(*inputs, index), inputs, dy)
+
+    def branches(*tensors: Any) -> Tensor:
+        arguments: tuple[Any, ...] = (*tensors, args[8])
+        return s6_branches_reference(*arguments)
+
+    return vjp(branches, args[:8], dy)
 
 
 def align_weights(x_proj: Tensor, dt_weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Casts the weights; no alignment is wanted."""
+    """Casts the projections; no padding is wanted."""
     return x_proj.to(dtype), dt_weight.to(dtype)

@@ -1,12 +1,14 @@
 """Launches the scan kernels of scan.cu: the fast path for 16 states, inputs of one dtype, no gate.
 
-The Triton kernels serve everything else. docs/performance.md holds what either takes.
+docs/performance.md compares their time with that of the Triton kernels.
 """
 
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from .._common import nvrtc
@@ -14,9 +16,18 @@ from .._common.backends import CHUNK
 from .._common.partials import sum_partials
 from .._common.registration import in_dtypes
 from .._common.tokens import scan_major
-from .._common.triton_common import WAVE, Launch, cdiv, device_of, sequence_strides
-from .scan_sums import ParameterSums, sum_blocks
-from .triton_segments import combine_segments
+from .._common.triton_common import (
+    WAVE,
+    Kernel,
+    Launch,
+    as_int32,
+    cdiv,
+    device_of,
+    program_2d,
+    sequence_strides,
+)
+from .reference import ScanInputs
+from .triton_scan import combine_segments
 
 _ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _STATES = 16
@@ -24,18 +35,12 @@ _GROUP = 8
 _WARP = 32
 
 
-def serves(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, z: Tensor | None) -> bool:
+def serves(inputs: ScanInputs) -> bool:
     """Whether scan.cu has kernels for these inputs."""
+    u, dt, A, B, C, _, z, *_ = inputs
     one_dtype = u.dtype in _ELEMENTS and dt.dtype == B.dtype == C.dtype == u.dtype
     whole = A.shape[2] == _STATES and A.shape[1] % _WARP == 0
     return u.is_cuda and one_dtype and whole and z is None and nvrtc.available(u.get_device())
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """x itself when its rows can be read 16 bytes at a time, else a contiguous copy."""
-    bytes_apart = [stride * x.element_size() for stride in x.stride()[:-1]]
-    starts = all(distance % 16 == 0 for distance in (x.data_ptr(), *bytes_apart))
-    return x if starts and x.stride(-1) == 1 else x.contiguous()
 
 
 class _Cut(NamedTuple):
@@ -44,13 +49,13 @@ class _Cut(NamedTuple):
     split: int
     """Lanes that share a channel."""
     segments: int
-    """Parts of a sequence that run side by side."""
+    """Segments of a sequence that run side by side."""
     segment_chunks: int
-    """Kept-state chunks of a segment."""
+    """Kept-state chunks per segment."""
 
 
 def _segments(programs: int, chunks: int) -> _Cut:
-    """A warp for 32 channels of a sequence, or, of few long sequences, of a segment of it."""
+    """One warp per 32 channels of a sequence or, of few long sequences, of a segment."""
     segments = 1
     # Other thresholds (1 and 2, 1 and 3, 1 and 4 waves) were within 5 % from 512 to 1024 pixels.
     if 0 < programs < 2 * WAVE and chunks > 1:
@@ -60,15 +65,31 @@ def _segments(programs: int, chunks: int) -> _Cut:
 
 
 def _forward_cut(programs: int, chunks: int) -> _Cut:
-    """More lanes a channel where they keep a GPU busy: segments need a second pass."""
+    """More lanes per channel where they keep a GPU busy: segments need a second pass."""
     for split in (1, 2, 4):
         if programs * split >= 2 * WAVE:
             return _Cut(split, 1, max(chunks, 1))
     return _segments(programs, chunks)
 
 
+def _aligned(x: Tensor) -> Tensor:
+    """Returns x if its rows can be read 16 bytes at a time, else a contiguous copy."""
+    bytes_apart = [stride * x.element_size() for stride in x.stride()[:-1]]
+    starts = all(distance % 16 == 0 for distance in (x.data_ptr(), *bytes_apart))
+    return x if starts and x.stride(-1) == 1 else x.contiguous()
+
+
+def _prepare(inputs: ScanInputs) -> ScanInputs:
+    """Returns the inputs as the kernels read them: rows aligned, parameters float32."""
+    u, dt, A, B, C, D, _, dt_bias, index, length, softplus = inputs
+    u, dt, B, C = (_aligned(x) for x in (u, dt, B, C))
+    D, dt_bias = (x if x is None else x.float().contiguous() for x in (D, dt_bias))
+    A = A.float().contiguous()
+    return ScanInputs(u, dt, A, B, C, D, None, dt_bias, as_int32(index), length, softplus)
+
+
 def _strides(*tensors: Tensor) -> list[int]:
-    """Of image, direction (64 bits) and step (32 bits)."""
+    """Returns strides of image, direction (64 bits) and step (32 bits)."""
     return [stride for x in tensors for stride in sequence_strides(x)]
 
 
@@ -83,44 +104,37 @@ def _named(*values: int) -> tuple[tuple[str, int], ...]:
     return tuple(zip(_FLAGS, map(int, values), strict=True))
 
 
-def _defines(u, D, dt_bias, index, padded, softplus, cut, save=False):
-    """The macros that the kernels are compiled with for these inputs."""
-    optional = (D is not None, dt_bias is not None)
-    order = (u.dim() == 3, index is not None, padded)
-    segmented = cut.segments > 1
-    return _named(_ELEMENTS[u.dtype], *order, *optional, softplus, segmented, save, cut.split)
-
-
-def _parameters(A: Tensor, *others: Tensor | None) -> list[Tensor | None]:
-    """float32 and contiguous, as the kernels read them."""
-    return [x if x is None else x.float().contiguous() for x in (A, *others)]
+def _defines(inputs: ScanInputs, cut: _Cut, save: bool = False) -> tuple[tuple[str, int], ...]:
+    """Returns the macros that the kernels are compiled with for these inputs."""
+    u, _, _, _, _, D, _, dt_bias, index, length, softplus = inputs
+    order = (u.dim() == 3, index is not None, inputs.steps != length)
+    optional = (D is not None, dt_bias is not None, softplus)
+    return _named(_ELEMENTS[u.dtype], *order, *optional, cut.segments > 1, save, cut.split)
 
 
 def _float32(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
-def _combine(A, ends, sums, reverse):
-    """What enters each segment; A is [K, D, N]."""
+def _combine(A: Tensor, ends: Tensor, sums: Tensor, reverse: bool) -> Tensor:
+    """Returns what enters each segment; A is [K, D, N]."""
     launch = Launch(_WARP, _STATES, 1, ends.shape[2], 0)
     return combine_segments(A.transpose(1, 2).contiguous(), ends, sums, launch, reverse)
 
 
-def scan_forward(u, dt, A, B, C, D, dt_bias, index, length, softplus, save):
-    u, dt, B, C = (_aligned(x) for x in (u, dt, B, C))
-    A, D, dt_bias = _parameters(A, D, dt_bias)
-    batch, channels = u.shape[0], u.shape[-1]
-    directions, _, states = A.shape
-    steps = u.shape[2] if index is None else index.shape[1]
+def scan_forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
+    inputs = _prepare(inputs)
+    u, dt, A, B, C, D, _, dt_bias, index, length, _ = inputs
+    batch, (directions, channels, states), steps = u.shape[0], A.shape, inputs.steps
     chunks = cdiv(steps, CHUNK)
     y = torch.empty((batch, directions, length, channels), dtype=u.dtype, device=u.device)
-    kept = _float32(u, batch, directions, chunks if save else 0, states, channels)
+    kept = _float32(u, batch, directions, chunks * states * channels if save else 0)
     if y.numel() == 0:
         return y, kept
     cut = _forward_cut(batch * directions * (channels // _WARP), chunks)
     blocks = channels // _WARP * cut.split
     grid = (blocks * batch * directions, cut.segments)
-    defines = _defines(u, D, dt_bias, index, steps != length, softplus, cut, save)
+    defines = _defines(inputs, cut, save)
     with device_of(u):
         starts = None
         if cut.segments > 1:
@@ -140,53 +154,109 @@ def scan_forward(u, dt, A, B, C, D, dt_bias, index, length, softplus, save):
     return y, kept
 
 
-def _carries(dy, dt, A, C, dt_bias, index, steps, defines, grid, cut):
-    """What enters each segment from the one behind it; None for whole sequences."""
-    if cut.segments == 1:
-        return None
-    batch, (directions, channels, states) = dy.shape[0], A.shape
-    ends = _float32(dy, batch, directions, cut.segments, states, channels)
-    decays = _float32(dy, batch, directions, cut.segments, channels)
-    nvrtc.launch(
-        "segment_carry", defines, grid, _WARP, "8P" + 3 * "qqi" + "6i",
-        dy, dt, A, C, dt_bias, index, ends, decays, *_strides(dy, dt, C),
-        directions, channels // _WARP, steps, channels, cut.segment_chunks, cut.segments,
-    )  # fmt: skip
-    return _combine(A, ends, decays, reverse=True)
-
-
-def scan_backward(dy, u, dt, A, B, C, D, dt_bias, index, length, softplus, states, dBC=None):
-    inputs = (u, dt, A, B, C, D, dt_bias)
-    dy, u, dt, B, C = (_aligned(x) for x in (dy.to(u.dtype), u, dt, B, C))
-    A, D, dt_bias = _parameters(A, D, dt_bias)
-    batch, channels, rows = u.shape[0], u.shape[-1], u.shape[-2]
-    directions, _, n_states = A.shape
-    steps = rows if index is None else index.shape[1]
+def scan_backward(
+    dy: Tensor, inputs: ScanInputs, states: Tensor, dBC: Tensor | None = None
+) -> list[Tensor | None]:
+    given = inputs.tensors
+    inputs = _prepare(inputs)
+    u, dt, A, B, C, D, _, dt_bias, index, _, _ = inputs
+    dy = _aligned(dy.to(u.dtype))
+    batch, rows, (directions, channels, n_states) = u.shape[0], u.shape[-2], A.shape
+    steps = inputs.steps
     chunks = cdiv(steps, CHUNK)
     blocks = channels // _WARP
     cut = _segments(batch * directions * blocks, chunks)
     du, ddt = (scan_major(batch, directions, rows, channels, like=u) for _ in range(2))
     partial_dBC = _float32(u, directions, batch, blocks, rows, 2 * n_states)
-    sums = ParameterSums(batch * cut.segments, [A, D, dt_bias], u.device)
-    defines = _defines(u, D, dt_bias, index, steps != length, softplus, cut)
+    parameters = _PartialSums(batch * cut.segments, [A, D, dt_bias], u.device)
+    defines = _defines(inputs, cut)
     grid = (blocks * batch * directions, cut.segments)
     if u.numel() > 0:
         scratch = _float32(u, grid[0] * grid[1], CHUNK // _GROUP, n_states * _WARP)
         with device_of(u):
-            carries = _carries(dy, dt, A, C, dt_bias, index, steps, defines, grid, cut)
-            dA, dD, dbias = sums.partial()
+            carries = None
+            if cut.segments > 1:
+                ends = _float32(u, batch, directions, cut.segments, n_states, channels)
+                sums = _float32(u, batch, directions, cut.segments, channels)
+                nvrtc.launch(
+                    "segment_carry", defines, grid, _WARP, "8P" + 3 * "qqi" + "6i",
+                    dy, dt, A, C, dt_bias, index, ends, sums, *_strides(dy, dt, C),
+                    directions, blocks, steps, channels, cut.segment_chunks, cut.segments,
+                )  # fmt: skip
+                carries = _combine(A, ends, sums, reverse=True)
+            dA, dD, dbias = parameters.split(parameters.rows)
             nvrtc.launch(
                 "scan_backward", defines, grid, _WARP, "18P" + 5 * "qqi" + "8iq",
                 dy, u, dt, A, B, C, D, dt_bias, index, states, carries, scratch,
                 du, ddt, dA, partial_dBC, dD, dbias, *_strides(dy, u, dt, B, C),
                 directions, blocks, steps, rows, channels, chunks, cut.segment_chunks,
-                cut.segments, sums.rows.shape[1],
+                cut.segments, parameters.rows.shape[1],
             )  # fmt: skip
     if dBC is None:
         dBC = torch.empty((batch, directions, rows, 2 * n_states), dtype=u.dtype, device=u.device)
     sum_blocks(partial_dBC, dBC)
-    dA, dD, dbias = sums.total()
-    if u.dim() == 3:
+    dA, dD, dbias = parameters.total()
+    if inputs.grid_order:
         du = sum_partials(du.transpose(0, 1), 0, u.dtype)
-    gradients = (du, ddt, dA, dBC[..., :n_states], dBC[..., n_states:], dD, dbias)
-    return in_dtypes(gradients, inputs)
+    dB, dC = dBC[..., :n_states], dBC[..., n_states:]
+    return in_dtypes((du, ddt, dA, dB, dC, dD, None, dbias), given)
+
+
+class _PartialSums:
+    """Partial sums of the gradients of parameters, float32: one row per program.
+
+    Args:
+        rows: Number of rows.
+        parameters: The parameters; None for one that is not given.
+        device: Device of the sums.
+    """
+
+    def __init__(self, rows: int, parameters: list[Tensor | None], device: torch.device) -> None:
+        self.shapes = [None if x is None else x.shape for x in parameters]
+        self.sizes = [0 if x is None else x.numel() for x in parameters]
+        self.rows = torch.empty((rows, sum(self.sizes)), dtype=torch.float32, device=device)
+
+    def split(self, x: Tensor) -> list[Tensor | None]:
+        """Splits the last axis into the parameters."""
+        pairs = zip(x.split(self.sizes, dim=-1), self.shapes, strict=True)
+        return [None if shape is None else part for part, shape in pairs]
+
+    def total(self) -> list[Tensor | None]:
+        """Returns the gradients."""
+        sums = self.split(sum_partials(self.rows, 0, torch.float32))
+        pairs = zip(sums, self.shapes, strict=True)
+        return [None if x is None or shape is None else x.view(shape) for x, shape in pairs]
+
+
+_ROWS = 32
+"""Steps per program of `sum_blocks_kernel`."""
+
+
+@Kernel
+@triton.jit
+def sum_blocks_kernel(
+    x, out, out_k, out_b, out_t, batch, blocks, rows, WIDTH: tl.constexpr, BT: tl.constexpr
+):
+    """Sums a tile of steps over the blocks of channels."""
+    i_t, i_kb = program_2d(tl.cdiv(rows, BT))
+    o_t = i_t * BT + tl.arange(0, BT)
+    o_c = tl.arange(0, WIDTH)
+    m = (o_t < rows)[:, None]
+    p_x = x + (i_kb * blocks * rows + o_t[:, None]) * WIDTH + o_c[None, :]
+    b_sum = tl.zeros([BT, WIDTH], tl.float32)
+    for _ in range(blocks):
+        b_sum += tl.load(p_x, mask=m, other=0.0)
+        p_x += rows * WIDTH
+    p_out = out + i_kb % batch * out_b + i_kb // batch * out_k
+    tl.store(p_out + o_t.to(tl.int64)[:, None] * out_t + o_c[None, :], b_sum, mask=m)
+
+
+def sum_blocks(x: Tensor, out: Tensor) -> None:
+    """Sums [K, B, blocks, T, M] over blocks of channels into [B, K, T, M] of any strides."""
+    directions, batch, blocks, rows, width = x.shape
+    if out.numel() > 0:
+        with device_of(x):
+            sum_blocks_kernel[(cdiv(rows, _ROWS) * directions * batch,)](
+                x, out, out.stride(1), out.stride(0), out.stride(2), batch, blocks, rows,
+                WIDTH=width, BT=_ROWS, num_warps=2,
+            )  # fmt: skip
