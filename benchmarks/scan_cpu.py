@@ -17,7 +17,7 @@ from torch import Tensor
 
 from localmamba.benchmark import describe_machine
 from localmamba.ops import scan_index, selective_scan
-from localmamba.ops.reference import selective_scan_reference
+from localmamba.ops.selective_scan.reference import selective_scan_reference
 
 SHAPES = {
     # name: (batch, inner channels, height, width, inputs in grid order)

@@ -13,8 +13,9 @@ import statistics
 import torch
 import triton
 
-from localmamba.ops.backends import backend
 from localmamba.ops.scan_orders import CANDIDATES, scan_index
+from localmamba.ops.selective_scan import cuda as kernels
+from localmamba.ops.selective_scan.reference import ScanInputs
 
 SHAPES = {
     # name: (batch, inner channels, height, width, inputs in grid order)
@@ -45,7 +46,7 @@ def median_ms(function, repeats: int = 9, calls: int = 5) -> float:
 
 
 def scan_inputs(name: str, dtype: torch.dtype, states: int = 16):
-    """Returns the arguments of `scan_forward` for a shape, with typical step sizes and K = 4."""
+    """Returns the inputs of `scan_forward` for a shape, with typical step sizes and K = 4."""
     batch, channels, height, width, grid_order = SHAPES[name]
     generator = torch.Generator("cuda").manual_seed(0)
 
@@ -58,7 +59,7 @@ def scan_inputs(name: str, dtype: torch.dtype, states: int = 16):
     u_shape = (batch, length, channels) if grid_order else (batch, directions, rows, channels)
     bc = normal(batch, directions, rows, 2 * states)
     decay = torch.arange(1, states + 1, device="cuda", dtype=torch.float32)
-    return (
+    return ScanInputs(
         normal(*u_shape),
         normal(batch, directions, rows, channels),
         -decay.expand(directions, channels, states).contiguous(),
@@ -75,18 +76,17 @@ def scan_inputs(name: str, dtype: torch.dtype, states: int = 16):
 
 def measure(name: str, dtype: torch.dtype) -> dict[str, float]:
     """Measures forward (with saved states) and backward time of a shape, and its floor, in ms."""
-    arguments = scan_inputs(name, dtype)
-    kernels = backend(arguments[0])
-    y, states = kernels.scan_forward(*arguments, True)
+    inputs = scan_inputs(name, dtype)
+    y, states = kernels.scan_forward(inputs, True)
     dy = torch.randn_like(y)
     properties = torch.cuda.get_device_properties(0)
-    exponentials = y.numel() * arguments[2].shape[2]
+    exponentials = y.numel() * inputs.A.shape[2]
     clock = getattr(properties, "clock_rate", 1_755_000) * 1e3
     floor = exponentials / (16 * properties.multi_processor_count * clock) * 1e3
     return {
-        "forward": median_ms(lambda: kernels.scan_forward(*arguments, True)),
-        "forward, no states": median_ms(lambda: kernels.scan_forward(*arguments, False)),
-        "backward": median_ms(lambda: kernels.scan_backward(dy, *arguments, states)),
+        "forward": median_ms(lambda: kernels.scan_forward(inputs, True)),
+        "forward, no states": median_ms(lambda: kernels.scan_forward(inputs, False)),
+        "backward": median_ms(lambda: kernels.scan_backward(dy, inputs, states)),
         "floor forward": floor,
         "floor backward": 2 * floor,
     }

@@ -127,25 +127,13 @@ def align_weights() -> Callable:
 
 def few_programs(monkeypatch: pytest.MonkeyPatch, op: str) -> None:
     """Makes a GPU look small: a program has several tiles, as with large batches."""
-    if any(having(op, "wave_size")):
-        patch(
-            monkeypatch, op, wave_size=lambda _: {"causal_conv": 8, "residual_norm": 2}.get(op, 1)
-        )
-        if op == "causal_conv":
-            patch(monkeypatch, op, _WAVES=1)
-        return
-    numbers = {
-        "causal_conv": {"_PROGRAMS": 8},
-        "depthwise_conv": {"WAVE": 1},
-        "residual_norm": {"_PROGRAMS": 2},
-    }
-    patch(monkeypatch, op, **numbers[op])
+    programs = {"causal_conv": 8, "residual_norm": 2}.get(op, 1)
+    patch(monkeypatch, op, wave_size=lambda _: programs)
+    if op == "causal_conv":
+        patch(monkeypatch, op, _WAVES=1)
 
 
 def warp_scan_wave(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
     """Sets how many programs of scan.cu a GPU runs at once, by which it cuts a pass."""
     module = importlib.import_module("localmamba.ops.selective_scan.warp_scan")
-    if hasattr(module, "wave_size"):
-        monkeypatch.setattr(module, "wave_size", lambda _: programs)
-    else:
-        monkeypatch.setattr(module, "WAVE", programs)
+    monkeypatch.setattr(module, "wave_size", lambda _: programs)

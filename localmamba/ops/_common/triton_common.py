@@ -84,9 +84,6 @@ class Hardware(NamedTuple):
 _SCHEDULERS = 4
 """Warp schedulers of an SM, from Volta on; no property tells it."""
 
-WAVE = _SCHEDULERS * Hardware().multi_processor_count
-"""The default of `wave_size`."""
-
 
 @cache
 def hardware(device: int) -> Hardware:
@@ -268,7 +265,7 @@ class Launch(NamedTuple):
 
 @lru_cache(maxsize=256)
 def scan_launch(
-    batch: int, directions: int, channels: int, states: int, chunks: int, wave: int = WAVE
+    batch: int, directions: int, channels: int, states: int, chunks: int, wave: int
 ) -> Launch:
     """Many sequences: one program each. Few long ones: time is cut into segments as well."""
     block = min(32, next_power_of_2(channels))

@@ -241,7 +241,7 @@ class BranchSizes(NamedTuple):
         return scan_multiply_adds(steps, self.channels, self.states, per_state, per_channel)
 
 
-def _flops(*shapes: Any, out_shape: Any) -> int:
+def _flops(*shapes: Any) -> int:
     """Counts FLOPs, two per multiply-add; in grid order padding is not projected."""
     sizes = BranchSizes.from_shapes(*shapes)
     projected = sizes.steps if sizes.taps else sizes.tokens

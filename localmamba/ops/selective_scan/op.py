@@ -139,7 +139,7 @@ def scan_multiply_adds(
 
 def _flops(
     u: Size, dt: Size, A: Size, B: Size, C: Size, D: Any, z: Any, dt_bias: Any, index: Size | None,
-    *_: Any, out_shape: Any,
+    *_: Any,
 ) -> int:  # fmt: skip
     """Counts FLOPs, two a multiply-add, for `torch.utils.flop_counter`."""
     steps = u[-2] if index is None else index[1]

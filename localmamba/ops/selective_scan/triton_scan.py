@@ -36,6 +36,7 @@ from .._common.triton_common import (
     step_size,
     store,
     unit_stride,
+    wave_size,
 )
 from .reference import ScanInputs, side_by_side
 
@@ -449,7 +450,7 @@ def _prepare(inputs: ScanInputs) -> tuple[ScanInputs, Launch, int, tuple[int, in
     u, dt, A, B, C, D, z, dt_bias, index, length, softplus = inputs
     directions, channels, states = A.shape
     chunks = cdiv(inputs.steps, CHUNK)
-    launch = scan_launch(u.shape[0], directions, channels, states, chunks)
+    launch = scan_launch(u.shape[0], directions, channels, states, chunks, wave_size(u))
     grid = (cdiv(channels, launch.channels) * u.shape[0] * directions, launch.segments)
     u, dt, B, C = (unit_stride(x) for x in (u, dt, B, C))
     A = A.float().transpose(1, 2).contiguous()

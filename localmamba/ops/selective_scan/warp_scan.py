@@ -17,7 +17,6 @@ from .._common.partials import sum_partials
 from .._common.registration import in_dtypes
 from .._common.tokens import scan_major
 from .._common.triton_common import (
-    WAVE,
     Kernel,
     Launch,
     as_int32,
@@ -25,6 +24,7 @@ from .._common.triton_common import (
     device_of,
     program_2d,
     sequence_strides,
+    wave_size,
 )
 from .reference import ScanInputs
 from .triton_scan import combine_segments
@@ -54,22 +54,22 @@ class _Cut(NamedTuple):
     """Kept-state chunks per segment."""
 
 
-def _segments(programs: int, chunks: int) -> _Cut:
+def _segments(programs: int, chunks: int, wave: int) -> _Cut:
     """One warp per 32 channels of a sequence or, of few long sequences, of a segment."""
     segments = 1
     # Other thresholds (1 and 2, 1 and 3, 1 and 4 waves) were within 5 % from 512 to 1024 pixels.
-    if 0 < programs < 2 * WAVE and chunks > 1:
-        segments = min(chunks, cdiv(4 * WAVE, programs))
+    if 0 < programs < 2 * wave and chunks > 1:
+        segments = min(chunks, cdiv(4 * wave, programs))
     segment_chunks = max(cdiv(chunks, segments), 1)
     return _Cut(1, cdiv(chunks, segment_chunks), segment_chunks)
 
 
-def _forward_cut(programs: int, chunks: int) -> _Cut:
+def _forward_cut(programs: int, chunks: int, wave: int) -> _Cut:
     """More lanes per channel where they keep a GPU busy: segments need a second pass."""
     for split in (1, 2, 4):
-        if programs * split >= 2 * WAVE:
+        if programs * split >= 2 * wave:
             return _Cut(split, 1, max(chunks, 1))
-    return _segments(programs, chunks)
+    return _segments(programs, chunks, wave)
 
 
 def _aligned(x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def scan_forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
     kept = _float32(u, batch, directions, chunks * states * channels if save else 0)
     if y.numel() == 0:
         return y, kept
-    cut = _forward_cut(batch * directions * (channels // _WARP), chunks)
+    cut = _forward_cut(batch * directions * (channels // _WARP), chunks, wave_size(inputs.u))
     blocks = channels // _WARP * cut.split
     grid = (blocks * batch * directions, cut.segments)
     defines = _defines(inputs, cut, save)
@@ -165,7 +165,7 @@ def scan_backward(
     steps = inputs.steps
     chunks = cdiv(steps, CHUNK)
     blocks = channels // _WARP
-    cut = _segments(batch * directions * blocks, chunks)
+    cut = _segments(batch * directions * blocks, chunks, wave_size(inputs.u))
     du, ddt = (scan_major(batch, directions, rows, channels, like=u) for _ in range(2))
     partial_dBC = _float32(u, directions, batch, blocks, rows, 2 * n_states)
     parameters = _PartialSums(batch * cut.segments, [A, D, dt_bias], u.device)
