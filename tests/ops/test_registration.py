@@ -150,6 +150,7 @@ def test_private_names_of_pytorch_are_there() -> None:
     missing = {root + path for root, path in names if not is_there(root, path)}
     assert not {name for name in missing if torch.cuda.is_available() or "cuda" not in name.lower()}
     assert callable(torch.ops.localmamba.causal_conv.default._handle.redispatch_boxed)
+    assert hasattr(torch._C, "_are_functorch_transforms_active")
     assert registration.PRIVATE_DISPATCH
 
 

@@ -27,13 +27,15 @@ try:
     _below_autograd = torch._C._AutoDispatchBelowAutograd
     _any_requires_grad = torch._C._any_requires_grad
     _exclude_keys = torch._C._ExcludeDispatchKeyGuard
-    _transforms_active = torch._C._are_functorch_transforms_active
     _apply = super(torch.autograd.Function, torch.autograd.Function).apply
     forward_ad._current_level  # noqa: B018
     PRIVATE_DISPATCH = True
     """Whether this PyTorch has the private functions of the shorter path."""
 except AttributeError:
     PRIVATE_DISPATCH = False
+
+# Without this one, PyTorch raises an error in the transforms that differentiate.
+_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
@@ -155,10 +157,11 @@ class Op:
         )
 
         def rule(*args: Any) -> Any:
-            if not has_kernels(args[dispatch_on]) or any(
+            dual = any(
                 isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
                 for x in args
-            ):
+            )
+            if dual or _transforms_active() or not has_kernels(args[dispatch_on]):
                 return reference(*args)
             return inner(*args)
 
