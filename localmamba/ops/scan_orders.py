@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -207,15 +206,6 @@ define_function(
     _scan_index,
     _scan_index_fake,
 )
-
-
-def _scan_index_vmap(info: Any, in_dims: tuple, like: Tensor, *args: Any) -> tuple[Tensor, None]:
-    del info
-    like = like if in_dims[0] is None else like.select(in_dims[0], 0)
-    return torch.ops.localmamba.scan_index(like, *args), None
-
-
-torch.library.register_vmap("localmamba::scan_index", _scan_index_vmap)
 
 
 def scan_index(
