@@ -16,7 +16,7 @@ from localmamba.ops import (
     scan_index,
     selective_scan,
 )
-from localmamba.ops._common import threads
+from localmamba.ops._common import numba_jit
 
 GRID, TOKENS, CHANNELS = (7, 8), 56, 66
 """Two blocks of channels, two chunks of steps."""
@@ -27,7 +27,7 @@ Case = tuple[Callable[..., Tensor], dict]
 @pytest.fixture
 def share_all_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Even small work goes to several threads."""
-    monkeypatch.setattr(threads, "_WORTH_SHARING", 0)
+    monkeypatch.setattr(numba_jit, "_WORTH_SHARING", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

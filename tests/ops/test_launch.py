@@ -8,7 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from localmamba.ops._common import launch
+from localmamba.ops._common import triton_common
 
 
 class Compiled:
@@ -53,7 +53,7 @@ def function() -> Function:
 
 
 def test_a_second_launch_compiles_nothing(function: Function) -> None:
-    kernel = launch.Kernel(function)
+    kernel = triton_common.Kernel(function)
     x, y = on_gpu(torch.zeros(32)), on_gpu(torch.zeros(32))
     kernel[(5,)](x, 3, BLOCK=8, FLAG=True, num_warps=4)
     kernel[(6, 2)](y, 3, BLOCK=8, FLAG=True, num_warps=4)
@@ -83,7 +83,7 @@ aligned = torch.zeros(33)
     ids=["start", "dtype", "one", "sixteen", "float", "None", "flag", "block", "warps"],
 )
 def test_other_arguments_compile_anew(function: Function, other: tuple) -> None:
-    kernel = launch.Kernel(function)
+    kernel = triton_common.Kernel(function)
     arguments, constants = other
     kernel[(1,)](on_gpu(aligned), 3, FLAG=True, BLOCK=8)
     kernel[(1,)](on_gpu(arguments[0]), *arguments[1:], **constants)
@@ -92,15 +92,15 @@ def test_other_arguments_compile_anew(function: Function, other: tuple) -> None:
 
 
 def test_off_a_gpu_triton_launches(function: Function) -> None:
-    kernel = launch.Kernel(function)
+    kernel = triton_common.Kernel(function)
     for _ in range(2):
         kernel[(1,)](aligned, 3, FLAG=True, BLOCK=8)
     assert len(function.compiled) == 2
 
 
 def test_variants_do_not_pile_up(function: Function, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_VARIANTS", 4)
-    kernel = launch.Kernel(function)
+    monkeypatch.setattr(triton_common, "_VARIANTS", 4)
+    kernel = triton_common.Kernel(function)
     for n in range(20):
         kernel[(1,)](on_gpu(aligned), n, FLAG=True, BLOCK=8)
     assert len(kernel.compiled) <= 4

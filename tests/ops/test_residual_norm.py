@@ -151,7 +151,7 @@ def test_bad_input_in_one_line(change: dict[str, Tensor | None], message: str) -
 
 def test_tables_need_an_even_width() -> None:
     tables = random(2, 1, 21, 19)
-    with pytest.raises(ValueError, match="turn pairs of channels, got 19 channels"):
+    with pytest.raises(ValueError, match="rotate pairs of channels, got 19 channels"):
         residual_norm(random(2, 21, 19), None, random(19), None, *tables)
 
 

@@ -244,4 +244,4 @@ def test_export_with_any_grid() -> None:
 
 
 def test_operator_contract() -> None:
-    torch.library.opcheck(torch.ops.localmamba.scan_index, (torch.empty(2), ["h", "w2"], 5, 7, 3))
+    torch.library.opcheck(torch.ops.localmamba.scan_index, (torch.empty(2), "h,w2", 5, 7, 3))

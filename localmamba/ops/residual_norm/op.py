@@ -5,7 +5,6 @@ embedding of hidden tokens and residual alike is one rotation of their sum), the
 with a layer norm. `token_norm` is the norm alone.
 """
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 import torch
@@ -117,16 +116,23 @@ _norm_backward.register_second_derivative()
 _norm.register_autocast(set_dtype(8))
 
 
-def _norm_only(backend: NormKernels, x: Tensor, *args: Any) -> Tensor:
-    weight, bias, eps, dtype = args
-    return backend.forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
+def _forward_alone(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> Tensor:
+    return kernels(x).forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
+
+
+def _reference_alone(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> Tensor:
+    return reference.forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
 
 
 _norm_alone = Op(
     "token_norm(Tensor x, Tensor weight, Tensor? bias, float eps, ScalarType dtype) -> Tensor",
-    kernel=lambda x, *args: _norm_only(kernels(x), x, *args),
+    kernel=_forward_alone,
     fake=lambda x, weight, bias, eps, dtype: x.new_empty(x.shape, dtype=dtype),
-    reference=partial(_norm_only, reference),
+    reference=_reference_alone,
 )
 
 
