@@ -114,4 +114,4 @@ def test_an_error_in_a_helper_is_the_callers() -> None:
         raise RuntimeError("in the kernel")
 
     with pytest.raises(RuntimeError, match="in the kernel"):
-        threads.run(kernel, tasks=4, operations=1, scratch=1)
+        numba_jit.run(kernel, tasks=4, operations=1, scratch=1)
