@@ -5,7 +5,7 @@ first use; both implement the operator's `Protocol`, stated in its `op.py`.
 """
 
 from importlib import import_module
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,14 +13,12 @@ from torch import Tensor
 CHUNK = 64
 """Steps between two kept states of a scan."""
 
-_MODULES = {"cpu": ".cpu", "cuda": ".cuda"}
-
 Kernels = TypeVar("Kernels")
 
 
 def has_kernels(x: Tensor) -> bool:
     """Whether kernels, not the reference, serve a tensor; on a meta tensor, fakes do."""
-    return x.dtype is not torch.float64 and x.device.type in ("cpu", "cuda", "meta")
+    return x.dtype is not torch.float64 and (x.is_cuda or x.is_cpu or x.is_meta)
 
 
 class Backends(Generic[Kernels]):
@@ -36,8 +34,10 @@ class Backends(Generic[Kernels]):
 
     def __call__(self, x: Tensor) -> Kernels:
         """The module whose kernels serve x; the reference's where there are none."""
-        name = _MODULES.get(x.device.type) if x.dtype is not torch.float64 else None
-        name = name or ".reference"
-        if name not in self._loaded:
-            self._loaded[name] = import_module(name, self._package)
-        return cast(Kernels, self._loaded[name])
+        name = ".reference"
+        if x.dtype is not torch.float64:
+            name = ".cuda" if x.is_cuda else ".cpu" if x.is_cpu else name
+        found: Kernels | None = self._loaded.get(name)
+        if found is None:
+            found = self._loaded[name] = import_module(name, self._package)
+        return found
