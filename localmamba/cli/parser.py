@@ -133,7 +133,8 @@ def _config_action(command: str) -> type[ActionConfigFile]:
         def __call__(
             self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
         ) -> None:
-            super().__call__(parser, cfg, str(find_recipe(command, values)), option_string)
+            recipe = str(find_recipe(command, values))
+            super().__call__(parser, cfg, recipe, option_string)  # type: ignore[no-untyped-call]
 
     return ConfigFile
 

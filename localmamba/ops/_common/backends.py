@@ -37,7 +37,7 @@ class Backends(Generic[Kernels]):
         name = ".reference"
         if x.dtype is not torch.float64:
             name = ".cuda" if x.is_cuda else ".cpu" if x.is_cpu else name
-        found: Kernels | None = self._loaded.get(name)
-        if found is None:
-            found = self._loaded[name] = import_module(name, self._package)
-        return found
+        if name not in self._loaded:
+            self._loaded[name] = import_module(name, self._package)
+        kernels: Kernels = self._loaded[name]
+        return kernels

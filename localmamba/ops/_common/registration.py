@@ -127,7 +127,7 @@ class Op:
 
         methods = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
         formula = type(self.name, (torch.autograd.Function,), methods)
-        apply = super(torch.autograd.Function, formula).apply
+        apply = super(torch.autograd.Function, formula).apply  # type: ignore[misc]
         reference, dispatch_on = self.reference, self.dispatch_on
 
         def rule(keys: Any, *args: Any) -> Any:
@@ -292,7 +292,7 @@ def vjp(
     def of_given(*tensors: Tensor) -> Any:
         return function(*restore(tensors, inputs))
 
-    _, pullback = torch.func.vjp(of_given, *given)
+    pullback = torch.func.vjp(of_given, *given)[1]
     return restore(pullback(douts), inputs)
 
 
