@@ -19,7 +19,7 @@ from localmamba.benchmark import (
 from localmamba.benchmark.measure import Workload, median_milliseconds
 from localmamba.benchmark.report import relative_times
 from localmamba.cli.bench import bench, plan
-from localmamba.tasks.building import build_model
+from localmamba.models.loading import build_model
 
 SMALL, OTHER = "test_vit", "test_resnet"
 

@@ -135,9 +135,9 @@ def s6_branches_reference(
         u = causal_conv_reference(u, conv_weight, conv_bias, index)
     rank, states = dt_weight.shape[2], A.shape[2]
     tokens = u[:, None] if u.dim() == 3 else u
-    params = torch.einsum("bktd,kmd->bktm", tokens.expand(-1, len(index), -1, -1), x_proj.to(dtype))
+    params = tokens @ x_proj.to(dtype).transpose(1, 2)
     factor, B, C = params.split([rank, states, states], dim=-1)
-    dt = torch.einsum("bktr,kdr->bktd", factor, dt_weight.to(dtype))
+    dt = factor @ dt_weight.to(dtype).transpose(1, 2)
     y = selective_scan_reference(u, dt, A, B, C, D, None, dt_bias, index, x.shape[1])
     return y.to(x.dtype)
 
