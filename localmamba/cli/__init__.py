@@ -109,5 +109,6 @@ def _one_line_warnings(name: str) -> Iterator[None]:
         print(f"localmamba {name}: warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
+        # The other parameters are not read.
         warnings.showwarning = show  # type: ignore[assignment]
         yield

@@ -96,6 +96,7 @@ def make_parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
         if kind is bool:  # a flag without a value is true
             action.nargs, action.const = "?", True
         elif not action.option_strings and typing.get_origin(kind) is list:
+            # An attribute of jsonargparse's own actions.
             (action._typehint,) = typing.get_args(kind)  # type: ignore[attr-defined]
             action.nargs, action.metavar = "+", action.dest
     return parser
@@ -133,8 +134,10 @@ def _config_action(command: str) -> type[ActionConfigFile]:
         def __call__(
             self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
         ) -> None:
-            recipe = str(find_recipe(command, values))
-            super().__call__(parser, cfg, recipe, option_string)  # type: ignore[no-untyped-call]
+            # Its method has no annotations.
+            super().__call__(  # type: ignore[no-untyped-call]
+                parser, cfg, str(find_recipe(command, values)), option_string
+            )
 
     return ConfigFile
 

@@ -1,11 +1,14 @@
 """`localmamba predict`: classifies image files with a checkpoint."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.progress import Progress
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from localmamba.tasks.evaluation import Prediction
 
 
 def predict(
@@ -49,7 +52,7 @@ def predict(
     return 0 if len(good) == len(predictions) else 2
 
 
-def _table(predictions: list) -> Table:
+def _table(predictions: "list[Prediction]") -> Table:
     table = Table(box=box.SIMPLE, show_edge=False)
     table.add_column("image", overflow="fold")
     for rank in range(len(predictions[0].classes)):

@@ -19,6 +19,7 @@ def search(
     settings: SearchSettings,
     hardware: Hardware,
     candidates: list[str] | None = None,
+    # The parser reads the choices, which the registry knows when the program runs.
     strategy: Literal[tuple(STRATEGIES)] = DEFAULT_STRATEGY,  # type: ignore[valid-type]
     model_args: dict[str, Any] | None = None,
     chunk_size: int = 0,

@@ -24,7 +24,7 @@ from localmamba.data.transforms import (
 Batch = tuple[Tensor, Tensor]
 
 
-class ImageFiles(Dataset):
+class ImageFiles(Dataset[tuple[Tensor, int]]):
     """Examples through a transform, one at a time: (uint8 [C, H, W], label).
 
     Args:
@@ -50,7 +50,7 @@ class ImageFiles(Dataset):
         return self.transform(self.examples.image(position)), int(self.labels[position])
 
 
-class ImageTensors(Dataset):
+class ImageTensors(Dataset[tuple[Tensor, int]]):
     """Examples kept in memory after their transform: a batch is one lookup."""
 
     def __init__(self, examples: Examples, transform: Transform):
@@ -142,13 +142,13 @@ class ImageData(LightningDataModule):
             return [np.arange(len(labels))]
         return list(stratified_split(labels, self.choice_share, self.settings.split_seed))
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Shuffled, whole batches only; a set smaller than a batch is one batch."""
         batches = EpochBatches(self.parts(), self.settings.batch_size, self.seed, *self._process())
         batches.seek(self._steps_done)
         return self.loader(self.dataset("train", training=True), batches)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """The split that is evaluated, every image once, in as many batches in each process."""
         dataset = self.dataset(self.evaluated)
         return self.loader(dataset, self.share(np.arange(len(dataset))))
@@ -159,7 +159,9 @@ class ImageData(LightningDataModule):
         batches = -(-len(positions) // (world_size * self.settings.batch_size))
         return [b.tolist() for b in np.array_split(positions[rank::world_size], batches)]
 
-    def loader(self, dataset: ImageFiles | ImageTensors, batches: Any) -> DataLoader:
+    def loader(
+        self, dataset: ImageFiles | ImageTensors, batches: Any
+    ) -> DataLoader[tuple[Tensor, int]]:
         """A loader of these batches, which are lists of positions."""
         in_memory = isinstance(dataset, ImageTensors)
         workers = 0 if in_memory else self._workers()

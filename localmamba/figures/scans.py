@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def _draw_grid(axes: Axes, name: str, grid: tuple[int, int]) -> None:
         axes.vlines(column - 0.5, -0.5, height - 0.5, lw=1.0, **_line(border))
 
 
-def _line(border: bool) -> dict:
+def _line(border: bool) -> dict[str, Any]:
     return {"color": FAINT, "zorder": 1.5} if border else {"color": PALE, "zorder": 1.0}
 
 

@@ -57,7 +57,7 @@ def colours(candidates: list[str]) -> dict[str, str]:
 def order_candidates(names: list[str]) -> list[str]:
     """Sorts distinct names: rows, columns, windows by size, others; flips after directions."""
 
-    def key(name: str) -> tuple:
+    def key(name: str) -> tuple[int, list[int], str, bool]:
         base = family(name)
         sizes = [int(size) for size in re.findall(r"\d+", base)]
         rank = {"h": 0, "v": 1}.get(base, 2 if re.fullmatch(r"w\d+(x\d+)?", base) else 3)

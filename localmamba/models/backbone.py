@@ -105,7 +105,7 @@ class DenseBackbone(nn.Module):
 
 def load_released(
     model: nn.Module,
-    source: str | os.PathLike | Mapping[str, Any],
+    source: str | os.PathLike[str] | Mapping[str, Any],
     ema: bool | None = None,
 ) -> nn.Module:
     """Loads a released checkpoint of LocalMamba, Vim or VMamba into a model, strictly.
@@ -155,7 +155,7 @@ def load_released(
 def create_backbone(
     name: str,
     out_indices: Sequence[int] | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     **kwargs: Any,
 ) -> DenseBackbone:
     """Creates a registered model as a backbone for dense prediction.

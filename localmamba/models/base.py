@@ -57,7 +57,9 @@ class ScanModel(nn.Module):
         return tensors
 
 
-def pretrained_cfg(url: str = "", size: int = 224, num_classes: int = 1000, **fields: Any) -> dict:
+def pretrained_cfg(
+    url: str = "", size: int = 224, num_classes: int = 1000, **fields: Any
+) -> dict[str, Any]:
     """A timm pretrained configuration; `fields` are timm's (`classifier`, `pool_size`, ...)."""
     return {
         "url": url,

@@ -28,7 +28,7 @@ _INERT: list[Any] = [
 ]
 
 
-def read_checkpoint(path: str | os.PathLike) -> Mapping:
+def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """Reads a checkpoint file (.safetensors, or one of `torch.save`) into CPU memory.
 
     Raises:
@@ -50,7 +50,7 @@ def read_checkpoint(path: str | os.PathLike) -> Mapping:
     return content
 
 
-def find_tensors(content: Mapping, ema: bool | None = None) -> dict[str, Tensor]:
+def find_tensors(content: Mapping[str, Any], ema: bool | None = None) -> dict[str, Tensor]:
     """Finds the state dict in a checkpoint and strips the prefixes of wrappers.
 
     From the checkpoint of a detector or segmentor it takes the backbone.

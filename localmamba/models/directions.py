@@ -10,7 +10,7 @@ from typing import Any
 
 from ..ops import check_directions
 
-DirectionTable = str | os.PathLike | Sequence[str] | Sequence[Sequence[str]]
+DirectionTable = str | os.PathLike[str] | Sequence[str] | Sequence[Sequence[str]]
 
 
 @cache
@@ -31,7 +31,7 @@ def searched_directions(name: str) -> list[list[str]]:
     return [list(row) for row in tables[name]]
 
 
-def _read(path: str | os.PathLike) -> list[Any]:
+def _read(path: str | os.PathLike[str]) -> list[Any]:
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:

@@ -65,7 +65,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def load(path: str | os.PathLike) -> nn.Module:
+def load(path: str | os.PathLike[str]) -> nn.Module:
     """Loads a model that `localmamba train` or `localmamba search` wrote.
 
     Args:
@@ -87,7 +87,7 @@ def load(path: str | os.PathLike) -> nn.Module:
     return load_with_card(path)[0]
 
 
-def load_with_card(path: str | os.PathLike) -> tuple[nn.Module, dict[str, Any]]:
+def load_with_card(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
     """Loads a model as `load` does; returns also the description that its checkpoint holds."""
     card, state = _read(path)
     model = build_model(card["model"], card["arguments"])
@@ -120,7 +120,7 @@ def load_with_card(path: str | os.PathLike) -> tuple[nn.Module, dict[str, Any]]:
     return model.eval(), card
 
 
-def _read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Reads the description and the tensors of a checkpoint. No code of the file is run."""
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():

@@ -128,7 +128,7 @@ class LocalVim(ScanModel):
                 module.out_proj.weight /= len(self.blocks) ** 0.5
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict:  # noqa: ARG002 - timm's interface
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002 - timm's interface
         """Returns timm's groups of parameters for layer-wise learning rates."""
         return {
             "stem": r"^cls_token|pos_embed|patch_embed",

@@ -153,7 +153,7 @@ class LocalVMamba(ScanModel):
                     nn.init.zeros_(module.bias)
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns timm's groups of parameters for layer-wise learning rates."""
         if coarse:
             return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)"}

@@ -61,7 +61,9 @@ class _Direction:
 _DIRECTIONS: dict[str, _Direction] = {}
 
 
-def register_direction(template: str, tile: Callable[..., Grid] | None = None) -> Callable:
+def register_direction(
+    template: str, tile: Callable[..., Grid] | None = None
+) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
     """Registers a function (height, width, **integers) -> integer array [P] as a direction.
 
     Its reverse is registered as `<template>_flip`.

@@ -38,6 +38,6 @@ def default_recipe(command: str, data: str) -> str | None:
 
 def load_recipe(command: str, name: str) -> dict[str, Any]:
     """Loads the settings of a recipe."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     return yaml.safe_load(find_recipe(command, name).read_text())

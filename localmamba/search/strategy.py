@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -170,11 +170,11 @@ class Strategy:
         kept = self.directions(self.probabilities())
         return [[self.candidates.index(name) for name in row] for row in kept]
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Returns the state that a resumed search needs besides the model's."""
         return {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores a state from `state_dict`."""
         self.generator.set_state(state["generator"].cpu())
 
@@ -203,10 +203,10 @@ class AlternatingStrategy(Strategy):
 
     # An optimizer returns its own tensors and keeps those that it is given, and its steps write
     # into them: without a copy, two strategies would share their averages.
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "optimizer": deepcopy(self.optimizer.state_dict())}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.optimizer.load_state_dict(deepcopy(state["optimizer"]))
 

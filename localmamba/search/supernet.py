@@ -122,7 +122,7 @@ def _positions(mixer: DirectionalMixer, candidates: DirectionalMixer) -> list[in
     return [candidates.directions.index(name) for name in mixer.directions]
 
 
-def _shape(state: dict, key: str) -> str:
+def _shape(state: dict[str, Any], key: str) -> str:
     return str(list(state[key].shape)) if key in state else "absent"
 
 

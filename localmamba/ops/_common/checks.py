@@ -54,6 +54,7 @@ def _state(index: Tensor, length: int) -> tuple[int, int]:
 
 @torch.jit.unused
 def _mark_checked(index: Tensor, length: int) -> None:
+    # An attribute that only this module knows.
     index._checked_scan_orders = _state(index, length)  # type: ignore[attr-defined]
 
 

@@ -20,6 +20,11 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .backends import has_kernels
 
+AutocastRule = Callable[[list[Any], torch.dtype], list[Any]]
+"""Arguments of an op and autocast's dtype -> the arguments that the op then gets."""
+
+_SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
+
 _LIBRARY = torch.library.Library("localmamba", "DEF")
 
 try:
@@ -55,9 +60,9 @@ class Op:
     def __init__(
         self,
         schema: str,
-        kernel: Callable,
-        fake: Callable,
-        reference: Callable,
+        kernel: Callable[..., Any],
+        fake: Callable[..., Any],
+        reference: Callable[..., Any],
         dispatch_on: int = 0,
     ):
         self.name = schema.split("(")[0]
@@ -83,7 +88,7 @@ class Op:
 
     @staticmethod
     def _batched(
-        overload: Callable, info: Any, in_dims: Sequence[int | None], *args: Any
+        overload: Callable[..., Any], info: Any, in_dims: Sequence[int | None], *args: Any
     ) -> tuple[Any, Any]:
         """Calls the op once for each element of the batch that `torch.vmap` maps over."""
         results = [
@@ -104,7 +109,7 @@ class Op:
     def register_autograd(
         self,
         backward: Callable[..., Sequence[Tensor | None]],
-        setup_context: Callable[[Any, tuple, Any], None],
+        setup_context: _SetupContext,
     ) -> None:
         """Registers the gradients, as `torch.library.register_autograd` takes them.
 
@@ -127,6 +132,7 @@ class Op:
 
         methods = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
         formula = type(self.name, (torch.autograd.Function,), methods)
+        # mypy does not know that a class made by `type` is a subclass of its bases.
         apply = super(torch.autograd.Function, formula).apply  # type: ignore[misc]
         reference, dispatch_on = self.reference, self.dispatch_on
 
@@ -144,7 +150,9 @@ class Op:
 
         _LIBRARY.impl(self.name, rule, "Autograd", with_keyset=True)
 
-    def _register_public_autograd(self, backward: Callable, setup_context: Callable) -> None:
+    def _register_public_autograd(
+        self, backward: Callable[..., Sequence[Tensor | None]], setup_context: _SetupContext
+    ) -> None:
         """Registers the same through public functions: a second op has the gradients."""
         inner = self._define(f"{self.name}_kernels")
         reference, dispatch_on = self.reference, self.dispatch_on
@@ -170,7 +178,7 @@ class Op:
     def register_second_derivative(self) -> None:
         """Registers the derivatives of a backward op, computed through its reference."""
 
-        def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             del output
             ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
             ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
@@ -195,12 +203,14 @@ class Op:
 
         self.register_autograd(backward, setup_context)
 
-    def register_autocast(self, rule: Callable[[list, torch.dtype], list]) -> None:
+    def register_autocast(self, rule: AutocastRule) -> None:
         """Registers what autocast does to the arguments; inside the op autocast is off."""
         for device_type, key in _AUTOCAST_KEYS.items():
             _LIBRARY.impl(self.name, self._autocast_kernel(rule, device_type, key), key)
 
-    def _autocast_kernel(self, rule: Callable, device_type: str, key: str) -> Callable:
+    def _autocast_kernel(
+        self, rule: AutocastRule, device_type: str, key: str
+    ) -> Callable[..., Any]:
         overload = self.overload
         if not PRIVATE_DISPATCH:
 
@@ -229,7 +239,7 @@ class Op:
         register_flop_formula(self.packets)(counted)
 
 
-def define_function(schema: str, kernel: Callable, fake: Callable) -> None:
+def define_function(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Registers an op without gradients whose result depends on no tensor's values."""
     name = f"localmamba::{schema.split('(')[0]}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -242,14 +252,14 @@ def define_function(schema: str, kernel: Callable, fake: Callable) -> None:
     torch.library.register_vmap(name, batched, lib=_LIBRARY)
 
 
-def cast_activations(positions: Sequence[int]) -> Callable[[list, torch.dtype], list]:
+def cast_activations(positions: Sequence[int]) -> AutocastRule:
     """An autocast rule: casts the arguments at these positions and leaves parameters as they are.
 
     A, D and the biases lose what makes the scan stable when they are rounded to 8 bits; the kernels
     take inputs of mixed dtypes, so only activations follow autocast.
     """
 
-    def rule(args: list, dtype: torch.dtype) -> list:
+    def rule(args: list[Any], dtype: torch.dtype) -> list[Any]:
         for i in positions:
             if isinstance(args[i], Tensor):
                 args[i] = args[i].to(dtype)
@@ -258,16 +268,16 @@ def cast_activations(positions: Sequence[int]) -> Callable[[list, torch.dtype], 
     return rule
 
 
-def no_cast(args: list, dtype: torch.dtype) -> list:
+def no_cast(args: list[Any], dtype: torch.dtype) -> list[Any]:
     """An autocast rule: the op computes in the dtypes that it is given."""
     del dtype
     return args
 
 
-def set_dtype(position: int) -> Callable[[list, torch.dtype], list]:
+def set_dtype(position: int) -> AutocastRule:
     """An autocast rule: the argument at this position, the dtype of the result, is autocast's."""
 
-    def rule(args: list, dtype: torch.dtype) -> list:
+    def rule(args: list[Any], dtype: torch.dtype) -> list[Any]:
         args[position] = dtype
         return args
 
@@ -275,7 +285,7 @@ def set_dtype(position: int) -> Callable[[list, torch.dtype], list]:
 
 
 def vjp(
-    function: Callable, inputs: Sequence[Tensor | None], douts: Sequence[Tensor] | Tensor
+    function: Callable[..., Any], inputs: Sequence[Tensor | None], douts: Sequence[Tensor] | Tensor
 ) -> list[Tensor | None]:
     """Vector-Jacobian products of a differentiable function, differentiable themselves.
 
@@ -325,7 +335,9 @@ def in_dtypes(
     return [None if g is None or x is None else g.to(x.dtype) for g, x in pairs]
 
 
-def present_gradients(backward: Callable) -> Callable[..., list[Tensor]]:
+def present_gradients(
+    backward: Callable[..., Sequence[Tensor | None]],
+) -> Callable[..., list[Tensor]]:
     """Returns a backward function of a backend as the op that computes `present` gradients."""
 
     def op(*args: Any) -> list[Tensor]:

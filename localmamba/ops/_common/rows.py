@@ -46,7 +46,7 @@ class Rows(NamedTuple):
     image: int
     direction: int
     step: int
-    count: int  # type: ignore[assignment]
+    count: int  # type: ignore[assignment] # shadows tuple.count
 
 
 NOTHING = Rows(0, 0, 0, 0, 0)
@@ -122,7 +122,7 @@ class Window(NamedTuple):
     """
 
     first: int
-    count: int  # type: ignore[assignment]
+    count: int  # type: ignore[assignment] # shadows tuple.count
     at: int
     lanes: int
 

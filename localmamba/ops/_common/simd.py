@@ -62,7 +62,8 @@ def _instruction(result: Any, *parameters: Any) -> Callable[[Callable[..., Any]]
 
             return result(*parameters), generate
 
-        # Numba binds arguments by the signature, which must not be variadic.
+        # Numba binds arguments by the signature, which must not be variadic; typeshed's functions
+        # have no __signature__.
         names = list(inspect.signature(emit).parameters)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -216,7 +217,7 @@ def atomic_add(builder, counter):
     return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "monotonic")
 
 
-def _overload_operator(symbol: Callable, name: str) -> None:
+def _overload_operator(symbol: Callable[..., Any], name: str) -> None:
     """Lets vectors, and a vector and a number, stand on both sides of an operator."""
 
     @_instruction(vector_type, vector_type, vector_type)

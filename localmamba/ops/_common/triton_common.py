@@ -23,7 +23,7 @@ LAUNCHES_COMPILED = hasattr(getattr(triton.compiler, "CompiledKernel", None), "_
 """Whether this Triton can launch what `kernel[grid](...)` returned, as its tutorials do."""
 
 
-def variant(arguments: tuple, constants: dict[str, Any]) -> tuple:
+def variant(arguments: tuple[Any, ...], constants: dict[str, Any]) -> tuple[Any, ...]:
     """Returns what Triton may specialize on: numbers by value, tensors by dtype and alignment."""
     found: list[Any] = []
     for x in arguments:
@@ -46,12 +46,14 @@ class Kernel:
 
     def __init__(self, function: Any):
         self.function = function
-        self.compiled: dict[tuple, tuple[Any, tuple]] = {}
+        self.compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return lambda *arguments, **constants: self._launch(grid, arguments, constants)
 
-    def _launch(self, grid: tuple[int, ...], arguments: tuple, constants: dict[str, Any]) -> None:
+    def _launch(
+        self, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]
+    ) -> None:
         on_gpu = any(isinstance(x, Tensor) and x.is_cuda for x in arguments)
         if not (on_gpu and LAUNCHES_COMPILED):
             self.function[grid](*arguments, **constants)

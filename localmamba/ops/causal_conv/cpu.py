@@ -49,7 +49,7 @@ _TAP_BYTES = 2 * VECTOR_BYTES  # a weight and its gradient
 class _Conv(NamedTuple):
     """Sizes; `index` is the address of the scan orders, `blocks` the blocks of channels."""
 
-    index: int  # type: ignore[assignment]
+    index: int  # type: ignore[assignment] # shadows tuple.index
     directions: int
     steps: int
     channels: int

@@ -77,7 +77,12 @@ def _shape_of(y: Tensor, eps: float) -> _Shape:
 
 
 def _run(
-    kernel: Callable, y: Tensor, shape: _Shape, cost: int, scratch_rows: int, *arguments: Any
+    kernel: Callable[..., Any],
+    y: Tensor,
+    shape: _Shape,
+    cost: int,
+    scratch_rows: int,
+    *arguments: Any,
 ) -> None:
     """Runs a kernel on the blocks of all images, with scratch memory for each thread."""
     tasks, operations = y.shape[0] * shape.blocks, y.numel() // LANES * cost

@@ -72,7 +72,7 @@ def _register(forward: Op, backward: Op, tensors: int) -> None:
         tensors: Number of tensors among the arguments of `forward`; constants follow.
     """
 
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         kept = () if isinstance(output, Tensor) else output[1:]
         ctx.constants = inputs[tensors:]
         ctx.save_for_backward(*kept, *inputs[:tensors])

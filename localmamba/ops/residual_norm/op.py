@@ -90,7 +90,7 @@ _norm_backward = Op(
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     hidden, residual, weight, bias, cos, sin, scale, ctx.eps, _ = inputs
     ctx.hidden_dtype, ctx.has_residual = hidden.dtype, residual is not None
     ctx.save_for_backward(output[1], weight, bias, cos, sin, scale)
@@ -136,7 +136,7 @@ _norm_alone = Op(
 )
 
 
-def _setup_context_alone(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _setup_context_alone(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, ctx.eps, _ = inputs
     ctx.save_for_backward(x, weight, bias)
 

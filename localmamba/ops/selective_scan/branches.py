@@ -201,7 +201,7 @@ _branches_backward = Op(
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:-1], *output[1:])
     ctx.set_materialize_grads(False)
 

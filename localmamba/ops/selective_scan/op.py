@@ -106,7 +106,7 @@ _scan_backward = Op(
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, length, softplus, _ = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.length, ctx.softplus = length, softplus

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,11 +92,11 @@ class SinglePath(Strategy):
                 shares[layer, list(genes)] += len(survivors) if rank == 0 else 1
         return shares / shares.sum(1, keepdim=True)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         epoch = {"drawn": list(self._drawn), "losses": [loss.cpu() for loss in self._losses]}
         return {**super().state_dict(), "estimate": self._estimate, **epoch}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._estimate = state["estimate"].cpu()
         self._drawn, self._losses = list(state["drawn"]), list(state["losses"])
