@@ -8,7 +8,8 @@ apart would evict each other. Backward goes from the last chunk to the first: ea
 its kept states, its decays and states written down, and then walked backwards.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,7 +164,7 @@ def load_parameter(x, k, window):
 _FORWARD_STEP, _FORWARD_STATE = 2 * VECTOR_BYTES, 2 * VECTOR_BYTES
 
 
-def _make_advance(power):
+def _make_advance(power: Callable[..., Any]) -> Any:
     @function
     def advance(count, states, values, B, C, skip, own):
         """Advances the states through a chunk and writes its outputs in the place of u."""
@@ -288,7 +289,7 @@ def _add_row_totals(products, states, to):
         store_vector(at, load_vector(at) + row_totals(products + i * LANES * VECTOR_BYTES))
 
 
-def _make_replay(power):
+def _make_replay(power: Callable[..., Any]) -> Any:
     @function
     def replay(count, states, values, B, C, dC, skip, own, products, records):
         """Recomputes decays, states and outputs of a chunk, adds to dC and returns dD."""
