@@ -1,5 +1,6 @@
 """The kernels of pooling, SCAttn's weights and the combination of directions on every backend."""
 
+import importlib
 from itertools import product
 
 import pytest
@@ -129,7 +130,8 @@ def test_weights_add_up_a_gradient_in_parts(backend, parts):
     truth = run_weights(backend.kernels, gradient, tensors)
     split = random(5, 4, parts, 100).to(backend.device)
     split[:, :, 0] += gradient - split.sum(2)
-    backward = private("combine", "backward_of_parts")
+    backward = importlib.import_module("localmamba.ops.combine.scattn_cuda").weights_backward
+    parameters = private("combine", "SCAttnParameters")(*parameters)
     dmeans, _ = backward(split, means, truth["weights"], truth["reduced"], parameters)
     torch.testing.assert_close(dmeans, truth["dmeans"])
 
@@ -241,7 +243,7 @@ def test_tiles_hold_rows_of_any_size(backend):
     tiling, width = private("_common", "tiling"), private("_common", "WIDTH").value
     for channels in (*range(1, 1100), 1536, 3072, 5000):
         rows = tiling(4, channels)
-        assert rows.pieces * rows.parts * width >= channels
+        assert rows.tiles * rows.parts * width >= channels
     for channels in (96, 192, 384, 768):  # of the models
         rows = tiling(4, 2 * channels)
-        assert rows.pieces * rows.parts * width == 2 * channels
+        assert rows.tiles * rows.parts * width == 2 * channels

@@ -16,8 +16,8 @@ LENGTH, CHANNELS, STATES, RANK = 6, 4, 2, 1
 def call_causal_conv(index: Tensor) -> Tensor:
     directions, like = index.shape[0], {"dtype": torch.float32, "device": index.device}
     x = torch.ones(1, LENGTH, CHANNELS, **like)
-    weight, bias = torch.ones(directions, CHANNELS, 3, **like), torch.ones(directions, CHANNELS)
-    return causal_conv(x, weight, bias.to(**like), index)
+    weight = torch.ones(directions, CHANNELS, 3, **like)
+    return causal_conv(x, weight, torch.ones(directions, CHANNELS, **like), index)
 
 
 def call_selective_scan(index: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def test_tiles_hold_rows_of_any_size(backend):
     row_tile = private("residual_norm", "row_tile")
     for channels in (*range(1, 1100), 1536, 3072, 5000):
         tile = row_tile(channels)
-        assert tile.pieces * tile.width >= channels
+        assert tile.tiles * tile.width >= channels
     for channels in (96, 192, 384, 768):  # of the models
         tile = row_tile(channels)
-        assert tile.pieces * tile.width == channels
+        assert tile.tiles * tile.width == channels
