@@ -4,7 +4,8 @@ Each parameter of the function becomes an option of its name, with the help text
 
 - a required list, or a required choice (`Literal`), is a positional argument:
   `localmamba predict a.png b.png`;
-- a dataclass becomes a group of options, one per field;
+- a dataclass becomes a group of options, one per field; a dataclass of dataclasses, such as a job,
+  becomes options and groups;
 - `Examples:` at the end of the docstring follows the options;
 - `--config` takes a YAML file of options, or the name of a recipe (`localmamba.recipes`).
 """
@@ -15,12 +16,13 @@ import inspect
 import itertools
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from localmamba.recipes import default_recipe, find_recipe, list_recipes, load_recipe
+from localmamba.tasks.job import from_flat
 
 Parameters = Mapping[str, inspect.Parameter]
 
@@ -47,50 +49,44 @@ def parse(command: str, function: Callable[..., Any], argv: Sequence[str]) -> di
         SystemExit: After --help.
     """
     parser = make_parser(command, function)
-    parameters = _parameters(function)
     # `--batch-size` is `--batch_size`.
     argv = [re.sub(r"(?<=^--)[\w-]+", lambda m: m[0].replace("-", "_"), word) for word in argv]
-    argv = _join_lists(argv, parameters)
+    argv = _join_lists(argv, _options(function))
     parser.set_defaults(_recipe_defaults(command, argv))
     try:
         given = parser.parse_args(argv)
     except ArgumentError as error:
         raise ValueError(f"{_readable(str(error))} (localmamba {command} --help)") from None
-    arguments: dict[str, Any] = {}
-    for name, parameter in parameters.items():
-        kind = parameter.annotation
-        if _is_group(kind):
-            # A default from a recipe is a list where the field is a tuple.
-            values = {field.name: given[field.name] for field in dataclasses.fields(kind)}
-            lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
-            arguments[name] = kind(**values | lists)
-        else:
-            arguments[name] = given[name]
-    return arguments
+    return {
+        name: from_flat(p.annotation, {option: given[option] for option in _options(p.annotation)})
+        if _is_dataclass(p)
+        else given[name]
+        for name, p in _parameters(function).items()
+    }
 
 
 def make_parser(command: str, function: Callable[..., Any]) -> ArgumentParser:
     """Builds the parser of a command."""
     description, examples = _split_docstring(inspect.getdoc(function) or "")
-    parameters = _parameters(function)
+    parameters, options = _parameters(function), _options(function)
     parser = ArgumentParser(
         prog=f"localmamba {command}",
         description=description,
         epilog=examples,
-        usage=_usage(command, parameters),
+        usage=_usage(command, options),
         exit_on_error=False,
         formatter_class=_Formatter,
     )
-    groups: set[str | int] = {n for n, p in parameters.items() if _is_group(p.annotation)}
     positional: set[str | int] = {n for n, p in parameters.items() if _is_positional(p)}
     others: set[str | int] = {n for n in parameters if n not in positional}
     parser.add_function_arguments(function, skip=others, as_group=False, as_positional=True)
-    if "data" in parameters:
+    if "data" in options:
         parser.add_argument("--config", action=_config_action(command), help=_config_help(command))
+    for kind in _dataclasses(function):
+        nested: set[str | int] = {n for n, p in _parameters(kind).items() if _is_dataclass(p)}
+        parser.add_class_arguments(kind, skip=nested, as_group=not nested)
+    groups: set[str | int] = {n for n, p in parameters.items() if _is_dataclass(p)}
     parser.add_function_arguments(function, skip=positional | groups, as_group=False)
-    for parameter in parameters.values():
-        if _is_group(parameter.annotation):
-            parser.add_class_arguments(parameter.annotation)
     for action in parser._actions:
         kind = getattr(action, "_typehint", None)
         if kind is bool:  # a flag without a value is true
@@ -106,8 +102,24 @@ def _parameters(function: Callable[..., Any]) -> Parameters:
     return inspect.signature(function, eval_str=True).parameters
 
 
-def _is_group(kind: Any) -> bool:
-    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+def _is_dataclass(parameter: inspect.Parameter) -> bool:
+    return dataclasses.is_dataclass(parameter.annotation)
+
+
+def _dataclasses(function: Callable[..., Any]) -> Iterator[type]:
+    """Yields the dataclasses among the parameters, each followed by those among its fields."""
+    for parameter in _parameters(function).values():
+        if _is_dataclass(parameter):
+            yield parameter.annotation
+            yield from _dataclasses(parameter.annotation)
+
+
+def _options(function: Callable[..., Any]) -> Parameters:
+    """Returns the parameters, with the fields of a dataclass in its place."""
+    options: dict[str, inspect.Parameter] = {}
+    for name, parameter in _parameters(function).items():
+        options |= _options(parameter.annotation) if _is_dataclass(parameter) else {name: parameter}
+    return options
 
 
 def _is_positional(parameter: inspect.Parameter) -> bool:
@@ -115,14 +127,14 @@ def _is_positional(parameter: inspect.Parameter) -> bool:
     return listed and parameter.default is parameter.empty
 
 
-def _usage(command: str, parameters: Parameters) -> str:
+def _usage(command: str, options: Parameters) -> str:
     """Usage line with the required arguments only."""
     words = ["localmamba", command]
-    for name, parameter in parameters.items():
+    for name, parameter in options.items():
         if _is_positional(parameter):
             many = typing.get_origin(parameter.annotation) is list
             words.append(f"{name.upper()}..." if many else name.upper())
-        elif parameter.default is parameter.empty and not _is_group(parameter.annotation):
+        elif parameter.default is parameter.empty:
             words.append(f"--{name} {name.upper()}")
     return " ".join([*words, "[options]"])
 
@@ -168,9 +180,9 @@ def _recipe_defaults(command: str, argv: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def _join_lists(argv: Sequence[str], parameters: Parameters) -> list[str]:
+def _join_lists(argv: Sequence[str], options: Parameters) -> list[str]:
     """Rewrites `--candidates h v w2` as `--candidates [h,v,w2]`."""
-    flags = {f"--{name}" for name, p in parameters.items() if p.annotation == list[str] | None}
+    flags = {f"--{name}" for name, p in options.items() if p.annotation == tuple[str, ...]}
     joined: list[str] = []
     words = list(argv)
     while words:

@@ -1,11 +1,11 @@
 """Jobs: everything that decides the result of a training or a search."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, Self
+from inspect import signature
+from typing import Any, ClassVar, Self, TypeVar
 
 from localmamba.data import Augmentation, ImageSettings
-from localmamba.models.directions import DirectionTable
 from localmamba.ops import CANDIDATES
 from localmamba.search import DEFAULT_STRATEGY, SearchSettings, check_keep, find_strategy
 from localmamba.tasks.settings import Hardware, TrainingSettings
@@ -13,15 +13,19 @@ from localmamba.tasks.settings import Hardware, TrainingSettings
 ELSEWHERE = {"device", "threads", "deterministic", "workers", "data_root", "bad_images"}
 """Settings that may differ between the machines on which a run is started and resumed."""
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Settings of a run on images.
+    """Settings of a run on images; the command line has its fields as options.
 
     Attributes:
-        data: `digits`, `fashion-mnist` or a folder.
-        model: timm's name of the model.
-        model_args: Further arguments of the model.
+        data: digits, fashion-mnist, or a folder of images: train/ and val/ (or test/) with a folder
+            for each class in them, or just a folder for each class, which is then split.
+        model: timm's name, of a model here or of timm's own, such as localvim_tiny or
+            deit_tiny_patch16_224; for a search of a supernet, such as localvim_search.
+        model_args: Further arguments of the model, such as '{embed_dim: 96}'.
         seed: Seed of the initial weights, the order of images, augmentation and a search's draws.
         images: Images and batches.
         augmentation: Augmentation of the training images.
@@ -41,34 +45,36 @@ class Job:
     hardware: Hardware = field(default_factory=Hardware)
 
     @classmethod
-    def _groups(cls) -> dict[str, Any]:
-        """The fields that are dataclasses, with their classes."""
-        return {f.name: f.default_factory for f in fields(cls) if is_dataclass(f.default_factory)}
-
-    @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Makes a job from a flat table of settings, as recipes and config.yaml have it.
 
         Raises:
             ValueError: If a setting is unknown, or `data` or `model` is missing.
         """
-        rest = dict(config)
-        for name, group in cls._groups().items():
-            values = {f.name: rest.pop(f.name) for f in fields(group) if f.name in rest}
-            # YAML has lists where settings have tuples.
-            rest[name] = group(
-                **{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-            )
         try:
-            return cls(**rest)
+            return from_flat(cls, config)
         except TypeError as error:
             raise ValueError(f"settings of a {cls.kind}: {error}") from None
 
     def config(self) -> dict[str, Any]:
         """Returns the flat table of settings; the inverse of `from_config`."""
         content = asdict(self)
-        groups = [content.pop(name) for name in self._groups()]
+        groups = [content.pop(f.name) for f in fields(self) if is_dataclass(f.type)]
         return {key: value for part in (content, *groups) for key, value in part.items()}
+
+
+def from_flat(kind: Callable[..., T], table: Mapping[str, Any]) -> T:
+    """Makes a dataclass from a flat table of its fields and those of its nested dataclasses.
+
+    Lists, which YAML has in place of tuples, become tuples.
+    """
+    rest = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
+    for name, parameter in signature(kind).parameters.items():
+        group = parameter.annotation
+        if isinstance(group, type) and is_dataclass(group):
+            names = [f.name for f in fields(group) if f.name in rest]
+            rest[name] = from_flat(group, {key: rest.pop(key) for key in names})
+    return kind(**rest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +82,15 @@ class TrainingJob(Job):
     """Settings of a training.
 
     Attributes:
-        directions: Scan directions of a Local model: a table, or a JSON file.
+        directions: Scan directions of a Local model: a list for every block, a table with a row for
+            each, or a JSON file, as `localmamba search` writes it.
         pretrained: Whether to start from weights that timm fetches.
         start_from: Checkpoint to start from, of the same model or of its supernet.
     """
 
     kind = "training"
 
-    directions: DirectionTable | None = None
+    directions: list[list[str]] | list[str] | str | None = None
     pretrained: bool = False
     start_from: str | None = None
 
@@ -93,8 +100,9 @@ class SearchJob(Job):
     """Settings of a search; `model` is a supernet.
 
     Attributes:
-        candidates: Directions that every block may have.
-        strategy: A name in `localmamba.search.STRATEGIES`.
+        candidates: Directions to choose from, such as h v w3 w2x7 hilbert_flip; the paper's eight
+            by default.
+        strategy: Name of the search strategy.
         chunk_size: Directions of a block that run at a time, and again in the backward pass, which
             costs time and saves memory; 0 for all at once.
         checkpointing: Whether blocks are run again in the backward pass, to save memory.
@@ -103,7 +111,7 @@ class SearchJob(Job):
 
     kind = "search"
 
-    candidates: Sequence[str] = CANDIDATES
+    candidates: tuple[str, ...] = CANDIDATES
     strategy: str = DEFAULT_STRATEGY
     chunk_size: int = 0
     checkpointing: bool = False

@@ -10,6 +10,7 @@ import localmamba.cli
 from localmamba.cli import COMMANDS, main
 from localmamba.cli.parser import make_parser, parse
 from localmamba.data import ImageSettings
+from localmamba.search import STRATEGIES
 
 HERE = ("demo", "train", "evaluate", "predict", "tables", "bench")
 
@@ -117,20 +118,35 @@ def test_recipes_configs_and_options_in_this_order(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("lr: 0.5\nmin_lr: 0.25\n")
     words = ["--data", "digits", "--config", str(own), "--min-lr", "0.125"]
-    found = parse("train", train, words)
-    assert found["model"] == "localvim_demo"  # from the recipe of digits
-    assert (found["training"].lr, found["training"].min_lr) == (0.5, 0.125)
-    named = parse("train", train, ["--data", "x", "--config", "imagenet-localvim"])
-    assert named["training"].epochs == 300
-    assert parse("train", train, ["--data", "x"])["training"].epochs == 100  # recipe `folder`
+    job = parse("train", train, words)["job"]
+    assert job.model == "localvim_demo"  # from the recipe of digits
+    assert (job.training.lr, job.training.min_lr) == (0.5, 0.125)
+    named = parse("train", train, ["--data", "x", "--config", "imagenet-localvim"])["job"]
+    assert named.training.epochs == 300
+    assert parse("train", train, ["--data", "x"])["job"].training.epochs == 100  # recipe `folder`
+
+
+@pytest.mark.parametrize("command", ["train", "search"])
+def test_help_has_every_field_of_the_job(command, capsys):
+    from localmamba.tasks import job
+
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    kind = {"train": job.TrainingJob, "search": job.SearchJob}[command]
+    options = kind(data="digits", model="localvim_demo").config()
+    assert all(f" --{name} " in text for name in options)
+    assert " --data DATA digits, fashion-mnist" in text  # the help of an inherited field
+    assert all(name in text for name in STRATEGIES) or command == "train"
 
 
 def test_arguments_of_a_recipes_model_are_for_that_model():
     from localmamba.cli.train import train
 
     words = ["--data", "fashion-mnist"]
-    assert parse("train", train, words)["model_args"]["patch_size"] == 2
-    assert parse("train", train, [*words, "--model", "deit_tiny_patch16_224"])["model_args"] is None
+    assert parse("train", train, words)["job"].model_args["patch_size"] == 2
+    other = parse("train", train, [*words, "--model", "deit_tiny_patch16_224"])["job"]
+    assert other.model_args == {}
 
 
 def raising(monkeypatch, error: BaseException) -> None:
