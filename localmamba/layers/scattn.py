@@ -149,9 +149,9 @@ class SCAttn(nn.Module):
     @torch.jit.unused
     def _is_plain(self) -> bool:
         """Whether neither this module nor one of its layers has to be called."""
-        linears = (self.global_reduce, self.channel_select)
         return (
             is_plain(self, SCAttn)
             and is_plain(self.norm, nn.LayerNorm)
-            and all(is_plain(linear, nn.Linear) for linear in linears)
+            and is_plain(self.global_reduce, nn.Linear)
+            and is_plain(self.channel_select, nn.Linear)
         )

@@ -4,6 +4,7 @@ Plain threads, not Numba's `prange`: its OpenMP team competes with PyTorch's for
 in a forked child, its own team dies when two Python threads call it at once.
 """
 
+import ctypes
 import hashlib
 import os
 from collections.abc import Callable
@@ -109,15 +110,14 @@ def run(
     if tasks == 0:
         return
     _keep_freed_memory()
-    counter = torch.zeros(1, dtype=torch.int64)
-
+    counter = ctypes.c_int64()
     threads = min(torch.get_num_threads(), tasks) if operations > _WORTH_SHARING else 1
     # Made here for all: allocation lets the interpreter switch to a thread that has just woken.
     memory = torch.empty(threads, scratch, dtype=torch.float32)
     address, step = memory.data_ptr(), scratch * memory.element_size()
 
     def work(thread: int) -> None:
-        kernel(counter.data_ptr(), tasks, address + thread * step, *arguments)
+        kernel(ctypes.addressof(counter), tasks, address + thread * step, *arguments)
 
     if threads == 1:
         work(0)

@@ -56,7 +56,8 @@ def floats(x: Tensor | None) -> Tensor | None:
     """x as float32 whose last axis is contiguous; copied only if it must be."""
     if x is None:
         return None
-    x = x.detach().float()
+    if x.dtype is not torch.float32:
+        x = x.float()
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
@@ -64,10 +65,14 @@ def rows(x: Tensor | None, axes: str = "bkt") -> Rows:
     """The rows of a float32 tensor; `axes` names its axes but the last, from b, k and t."""
     if x is None:
         return NOTHING
-    strides = {axis: 4 * x.stride(i) for i, axis in enumerate(axes)}
-    count = x.shape[axes.index("t")] if "t" in axes else 1
-    b, k, t = (strides.get(axis, 0) for axis in "bkt")
-    return Rows(x.data_ptr(), b, k, t, count)
+    strides, b, k, t = x.stride(), axes.find("b"), axes.find("k"), axes.find("t")
+    return Rows(
+        x.data_ptr(),
+        4 * strides[b] if b >= 0 else 0,
+        4 * strides[k] if k >= 0 else 0,
+        4 * strides[t] if t >= 0 else 0,
+        x.shape[t] if t >= 0 else 1,
+    )
 
 
 def int32_index(index: Tensor | None) -> tuple[Tensor | None, int]:
