@@ -85,14 +85,12 @@ def _search(folder: Path, everywhere: dict[str, Any], console: Console) -> tuple
     from localmamba.cli.show import draw_search
     from localmamba.recipes import load_recipe
     from localmamba.tasks.job import SearchJob
-    from localmamba.tasks.run_folder import write_config
     from localmamba.tasks.search import Search
 
     start = time.perf_counter()
     job = SearchJob.from_config({**load_recipe("search", "digits"), **everywhere})
     ready = Search(job)
     folder.mkdir(exist_ok=True)
-    write_config(folder, "search", job.config())
     searched = ready.run(folder, console, "search")
     assert searched is not None  # one process
     draw_search(folder)
@@ -109,13 +107,11 @@ def _train(
     """Trains from scratch; returns the metrics on held-out images, and a row an epoch."""
     from localmamba.recipes import load_recipe
     from localmamba.tasks.job import TrainingJob
-    from localmamba.tasks.run_folder import write_config
     from localmamba.tasks.training import Training
 
     job = TrainingJob.from_config({**load_recipe("train", "digits"), **everywhere})
     folder.mkdir(exist_ok=True)
     job = replace(job, directions=directions)
-    write_config(folder, "train", job.config())
     trained = Training(job).run(folder, console, f"train, {title}")
     assert trained is not None  # one process
     trained.save(folder)

@@ -24,7 +24,8 @@ def search(
         job: Settings of the search.
         output: Folder of the run; runs/search-MODEL-DATA by default, numbered if that is taken.
         overwrite: Whether the output folder may hold files; those of the same name are replaced.
-        resume: Whether to go on from the last saved step of the run in the output folder.
+        resume: Whether to go on from the last saved step of the run in the output folder; a run
+            that has saved none starts again.
 
     Examples:
       localmamba search --data digits --model localvim_demo_search
@@ -36,28 +37,28 @@ def search(
     """
     from localmamba.cli.reports import make_console, print_paths
     from localmamba.cli.show import draw_search, print_choice
-    from localmamba.tasks.run_folder import make_run_folder, write_config
+    from localmamba.tasks.run_folder import is_finished, open_run_folder
     from localmamba.tasks.search import Search
     from localmamba.tasks.trainer import is_main_process
 
-    if resume and output is None:
-        raise ValueError("resume needs the run's folder: --output FOLDER")
+    if resume and is_finished(output):
+        if is_main_process():
+            print(f"nothing left to do: the run in {output} has ended")
+        return
     ready = Search(job)
     if not is_main_process():
         ready.run(output, resume=resume)
         return
     console = make_console()
-    folder = make_run_folder(
-        output, f"search-{job.model}-{Path(job.data).name}", overwrite or resume
-    )
-    config = write_config(folder, "search", job.config())
-    searched = ready.run(folder, console, resume=resume)
+    name = f"search-{job.model}-{Path(job.data).name}"
+    with open_run_folder(output, name, overwrite, resume) as folder:
+        searched = ready.run(folder, console, resume=resume)
     assert searched is not None  # this is the main process
     figures = draw_search(folder)
     print_choice(console, searched.choice)
-    names = ("directions.json", "probabilities.csv", "metrics.csv", "metrics.json")
+    names = ("config.yaml", "directions.json", "probabilities.csv", "metrics.csv", "metrics.json")
     supernet = folder / "supernet.safetensors"
-    paths = [config, *(folder / name for name in names), *([supernet] * supernet.is_file())]
+    paths = [*(folder / name for name in names), *([supernet] * supernet.is_file())]
     print_paths(console, [*paths, *figures])
 
 

@@ -20,7 +20,8 @@ def train(
         job: Settings of the training.
         output: Folder of the run; runs/train-MODEL-DATA by default, numbered if that is taken.
         overwrite: Whether the output folder may hold files; those of the same name are replaced.
-        resume: Whether to go on from the last saved step of the run in the output folder.
+        resume: Whether to go on from the last saved step of the run in the output folder; a run
+            that has saved none starts again.
 
     Examples:
       localmamba train --data digits --model localvim_demo
@@ -33,26 +34,27 @@ def train(
     from localmamba.cli.reports import make_console, print_paths, print_results
     from localmamba.figures.curves import draw_curves
     from localmamba.figures.style import save_figure
-    from localmamba.tasks.run_folder import make_run_folder, write_config
+    from localmamba.tasks.run_folder import is_finished, open_run_folder
     from localmamba.tasks.trainer import is_main_process
     from localmamba.tasks.training import Training
 
-    if resume and output is None:
-        raise ValueError("resume needs the run's folder: --output FOLDER")
+    if resume and is_finished(output):
+        if is_main_process():
+            print(f"nothing left to do: the run in {output} has ended")
+        return
     ready = Training(job)
     if not is_main_process():
         ready.run(output, resume=resume)
         return
     console = make_console()
-    folder = make_run_folder(
-        output, f"train-{job.model}-{Path(job.data).name}", overwrite or resume
-    )
-    config = write_config(folder, "train", job.config())
-    trained = ready.run(folder, console, resume=resume)
-    assert trained is not None  # this is the main process
-    saved = trained.save(folder)
+    name = f"train-{job.model}-{Path(job.data).name}"
+    with open_run_folder(output, name, overwrite, resume) as folder:
+        trained = ready.run(folder, console, resume=resume)
+        assert trained is not None  # this is the main process
+        saved = trained.save(folder)
     curves = draw_curves({job.model: trained.history}, trained.split)
     figures = save_figure(curves, folder / "curves")
     results = {job.model: trained.card.metrics}
     print_results(console, f"{job.data}, {trained.split} images", results)
-    print_paths(console, [config, folder / "metrics.csv", *saved, *figures])
+    files = [folder / "config.yaml", folder / "metrics.csv", *saved, *figures]
+    print_paths(console, files)

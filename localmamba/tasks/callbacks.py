@@ -1,14 +1,11 @@
-"""Callbacks of every run: table of epochs, progress, saved state."""
+"""Callbacks of every run: table of epochs, progress."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,17 +17,10 @@ from rich.progress import (
 )
 
 from localmamba._format import format_metric
-from localmamba.tasks.job import ELSEWHERE, Job
-from localmamba.tasks.run_folder import plain, write_csv
+from localmamba.tasks.run_folder import write_csv
 
 LINES = 10
 """Lines that a training prints where there is no terminal, about."""
-
-STATE = "state.pt"
-"""Lightning's checkpoint in the folder of a run that is not finished."""
-
-SAVE_STEPS = 500
-"""Steps after which the state of an epoch is saved; it is also saved at the end of each epoch."""
 
 
 class History(Callback):
@@ -156,66 +146,3 @@ class ProgressDisplay(Callback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-
-
-class SaveState(Checkpoint):
-    """Saves Lightning's checkpoint of a run, from which it can be resumed.
-
-    Args:
-        path: File of the first process, which alone writes; none if not given.
-        job: Kept in the checkpoint, see `check_state`.
-    """
-
-    def __init__(self, path: Path | None, job: Job):
-        self.path = path
-        self.job = job
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Tells the other processes whether there is a file; all of them take part in saving."""
-        del pl_module, stage
-        self.path = trainer.strategy.broadcast(self.path)
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Saves in the course of long epochs."""
-        if (trainer.fit_loop.total_batch_idx + 1) % SAVE_STEPS == 0:
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves after the other callbacks and the check of the loss."""
-        del pl_module
-        self._save(trainer)
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Adds the job."""
-        del trainer, pl_module
-        checkpoint["job"] = json.dumps(plain(self.job.config()))
-
-    def _save(self, trainer: Trainer) -> None:
-        if self.path is not None:
-            trainer.save_checkpoint(self.path)
-
-
-def check_state(path: Path, job: Job) -> Path:
-    """Returns the path of a saved state if it is of this job.
-
-    Raises:
-        ValueError: If it is missing, unreadable or of a job with other settings.
-    """
-    if not path.is_file():
-        raise ValueError(f"nothing to resume: there is no {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        saved = json.loads(content["job"])
-    except (RuntimeError, ValueError, KeyError, EOFError) as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no state of a run, or cut short: {first}") from None
-    now = plain(job.config())
-    for key in (saved | now).keys() - ELSEWHERE:
-        if saved.get(key) != now.get(key):
-            raise ValueError(
-                f"{path} is of a {job.kind} with other settings: {key} was {saved.get(key)}, "
-                f"now {now.get(key)}"
-            )
-    return path

@@ -8,9 +8,11 @@ from typing import Any, ClassVar, Self, TypeVar
 from localmamba.data import Augmentation, ImageSettings
 from localmamba.ops import CANDIDATES
 from localmamba.search import DEFAULT_STRATEGY, SearchSettings, check_keep, find_strategy
-from localmamba.tasks.settings import Hardware, TrainingSettings
+from localmamba.tasks.settings import Hardware, Saving, TrainingSettings
 
-ELSEWHERE = {"device", "threads", "deterministic", "workers", "data_root", "bad_images"}
+ELSEWHERE = {
+    "device", "threads", "deterministic", "workers", "data_root", "bad_images", "save_steps",
+}  # fmt: skip
 """Settings that may differ between the machines on which a run is started and resumed."""
 
 T = TypeVar("T")
@@ -31,6 +33,7 @@ class Job:
         augmentation: Augmentation of the training images.
         training: Optimiser and schedule.
         hardware: Device, number of devices, precision.
+        saving: When the state of the run is saved.
     """
 
     kind: ClassVar[str]
@@ -43,6 +46,7 @@ class Job:
     augmentation: Augmentation = field(default_factory=Augmentation)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     hardware: Hardware = field(default_factory=Hardware)
+    saving: Saving = field(default_factory=Saving)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:

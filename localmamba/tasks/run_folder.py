@@ -1,20 +1,79 @@
 """Folder of a run and the readable files in it."""
 
 import csv
+import fcntl
 import io
 import json
 import platform
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from localmamba._files import write_atomically
+from localmamba._files import DRAFTS, write_atomically
 
 RUNS = Path("runs")
+
+METRICS = "metrics.json"
+"""Written last, when a run has ended."""
+
+STATES = ("state.pt", "state-before.pt")
+"""States of a run that has not ended: the newest and the one before."""
+
+
+@contextmanager
+def open_run_folder(
+    output: Path | None, name: str, overwrite: bool = False, resume: bool = False
+) -> Iterator[Path]:
+    """Makes the folder of a run and keeps other runs out of it until the end.
+
+    What a killed run has left half written is removed, and without `resume` the states and the
+    metrics of an older run too.
+
+    Args:
+        output: As `make_run_folder` takes it.
+        name: Name of the run.
+        overwrite: Whether `output` may exist and hold files; those of the same name are replaced.
+        resume: Whether the run goes on from a state in the folder.
+
+    Raises:
+        ValueError: If another run is under way in the folder, or from `make_run_folder`.
+    """
+    folder = make_run_folder(output, name, overwrite or resume)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            # The kernel unlocks when this process ends, however it does. A lock by `flock` would
+            # stay with its worker processes.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another run is under way in {folder}") from None
+        stale = [] if resume else [folder / file for file in (METRICS, *STATES)]
+        for path in (*folder.glob(DRAFTS), *stale):
+            path.unlink(missing_ok=True)
+        yield folder
+
+
+def is_finished(output: Path | None) -> bool:
+    """Returns whether the run in a folder has ended, so that nothing is left to resume.
+
+    Raises:
+        ValueError: If no folder is given.
+    """
+    if output is None:
+        raise ValueError("resume needs the run's folder: --output FOLDER")
+    return (output / METRICS).exists() and not any((output / name).exists() for name in STATES)
+
+
+def finish(folder: Path, metrics: Mapping[str, Any]) -> Path:
+    """Writes metrics.json, with versions, and removes the states."""
+    path = write_json(folder / METRICS, {**metrics, "made_with": versions()})
+    for name in reversed(STATES):
+        (folder / name).unlink(missing_ok=True)
+    return path
 
 
 def make_run_folder(output: Path | None, name: str, overwrite: bool = False) -> Path:

@@ -21,11 +21,10 @@ from localmamba.search import (
     find_strategy,
     make_strategy,
 )
-from localmamba.tasks.callbacks import STATE
 from localmamba.tasks.checkpoints import save_checkpoint
 from localmamba.tasks.classification import Classification
 from localmamba.tasks.job import SearchJob
-from localmamba.tasks.run_folder import versions, write_csv, write_json
+from localmamba.tasks.run_folder import finish, write_csv
 from localmamba.tasks.trainer import is_main_process, quiet_lightning
 from localmamba.tasks.training import Run
 
@@ -153,6 +152,7 @@ class Search(Run[SearchJob]):
         ValueError: If the job's parts are not there or do not fit together.
     """
 
+    command = "search"
     validates = False
 
     def __init__(self, job: SearchJob):
@@ -207,8 +207,7 @@ class Search(Run[SearchJob]):
         if folder is not None:
             if self.strategy.reusable:
                 save_checkpoint(folder / SUPERNET, self.model, self.card({}))
-            write_json(folder / "metrics.json", {**figures, "made_with": versions()})
-            (folder / STATE).unlink(missing_ok=True)
+            finish(folder, figures)
         return Searched(choice, np.array(steps.history), figures)
 
     def conclude(

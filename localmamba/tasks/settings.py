@@ -1,4 +1,4 @@
-"""Settings of a training: optimiser, schedule, hardware."""
+"""Settings of a training: optimiser, schedule, hardware, saving."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -77,3 +77,18 @@ class Hardware:
             raise ValueError(f"devices must be at least 1, got {self.devices}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Saving of the state from which a run is resumed.
+
+    Attributes:
+        save_steps: Steps after which the state is saved, besides the end of each epoch.
+    """
+
+    save_steps: int = 500
+
+    def __post_init__(self) -> None:
+        if self.save_steps < 1:
+            raise ValueError(f"save_steps must be at least 1, got {self.save_steps}")

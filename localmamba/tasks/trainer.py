@@ -1,22 +1,19 @@
 """Lightning's Trainer as this package uses it: quiet, and writing only what its callbacks write."""
 
-import io
 import logging
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from localmamba._files import write_atomically
 from localmamba.tasks.settings import Hardware
+from localmamba.tasks.state import StateIO
 
 
 def pick_device(name: str) -> torch.device:
@@ -35,22 +32,6 @@ def pick_device(name: str) -> torch.device:
 def is_main_process() -> bool:
     """Returns whether this process is the first of those that train together."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-class ReplacingCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints beside their target, then replaces it.
-
-    Lightning's own goes through the temporary folder: a move between file systems is not atomic.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
-        """Writes a checkpoint."""
-        del storage_options
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        write_atomically(path, content.getvalue())
 
 
 def make_trainer(
@@ -87,7 +68,7 @@ def make_trainer(
         max_epochs=epochs,
         gradient_clip_val=clip_grad,
         callbacks=list(callbacks),
-        plugins=[ReplacingCheckpointIO()],
+        plugins=[StateIO()],
         limit_val_batches=None if validates else 0,
         use_distributed_sampler=False,  # ImageData shares the images out
         logger=False,

@@ -16,12 +16,13 @@ from localmamba.models.directions import DirectionTable
 from localmamba.models.loading import build_model
 from localmamba.search import start_from_supernet
 from localmamba.tasks.building import input_spec, model_arguments, model_directions
-from localmamba.tasks.callbacks import STATE, History, ProgressDisplay, SaveState, check_state
+from localmamba.tasks.callbacks import History, ProgressDisplay
 from localmamba.tasks.checkpoints import Card, load_checkpoint, save_checkpoint
 from localmamba.tasks.classification import Classification
 from localmamba.tasks.evaluation import evaluate
 from localmamba.tasks.job import Job, TrainingJob
-from localmamba.tasks.run_folder import versions, write_json
+from localmamba.tasks.run_folder import finish, write_config, write_json
+from localmamba.tasks.state import SaveState, find_state
 from localmamba.tasks.trainer import fit, is_main_process, make_trainer, quiet_lightning
 
 AnyJob = TypeVar("AnyJob", bound=Job)
@@ -40,6 +41,8 @@ class Run(Generic[AnyJob]):
         ValueError: If the job's parts are not there or do not fit together.
     """
 
+    command: ClassVar[str]
+    """The command of the command line that runs it."""
     data: ImageData
     validates: ClassVar[bool] = True
     """Whether every epoch ends with a validation."""
@@ -91,13 +94,15 @@ class Run(Generic[AnyJob]):
         if resume:
             if folder is None:
                 raise ValueError("resume needs the folder of the run")
-            state = check_state(folder / STATE, job)
+            state = find_state(folder, job)
         if not is_main_process():
             folder = console = None
-        self.history.path = folder / "metrics.csv" if folder else None
+        if folder:
+            self.history.path = folder / "metrics.csv"
+            write_config(folder, self.command, job.config())
         average = [EMAWeightAveraging(decay=settings.ema)] if settings.ema else []
         display = [ProgressDisplay(title or job.model, console, self.note)] if console else []
-        saving = SaveState(folder / STATE if folder else None, job)
+        saving = SaveState(folder, job, state)
         callbacks = [*average, *callbacks, self.history, *display, saving]
         module = Classification(
             self.model, len(self.source.classes), settings, job.augmentation, job.seed
@@ -148,15 +153,12 @@ class Trained:
 
     def save(self, folder: Path) -> list[Path]:
         """Writes model.safetensors, metrics.json and, if there are any, directions.json."""
-        checkpoint = folder / "model.safetensors"
-        save_checkpoint(checkpoint, self.model, self.card)
-        metrics = {"split": self.split, **self.card.metrics, "made_with": versions()}
-        paths = [checkpoint, write_json(folder / "metrics.json", metrics)]
+        paths = [folder / "model.safetensors"]
+        save_checkpoint(paths[0], self.model, self.card)
         if self.directions:
             entry = {"model": self.card.model, "directions": self.directions}
             paths.append(write_json(folder / "directions.json", entry))
-        (folder / STATE).unlink(missing_ok=True)
-        return paths
+        return [*paths, finish(folder, {"split": self.split, **self.card.metrics})]
 
 
 class Training(Run[TrainingJob]):
@@ -168,6 +170,8 @@ class Training(Run[TrainingJob]):
     Raises:
         ValueError: If the job's parts are not there or do not fit together.
     """
+
+    command = "train"
 
     def __init__(self, job: TrainingJob):
         super().__init__(job, job.directions, job.model_args, job.pretrained)
@@ -189,18 +193,18 @@ class Training(Run[TrainingJob]):
         """Trains, then evaluates the last weights on held-out images.
 
         Args:
-            folder: Folder for metrics.csv and, until the result is saved, the state of the run. All
-                processes but the first need it to resume only.
+            folder: Folder for config.yaml, metrics.csv and, until the result is saved, the state of
+                the run. All processes but the first need it to resume only.
             console: Console of the progress; none if not given.
             title: Text before the progress bar; the model's name by default.
-            resume: Whether to go on from the state in the folder.
+            resume: Whether to go on from the state in the folder, if there is one.
             callbacks: Further callbacks of Lightning.
 
         Returns:
             The result; None in all processes but the first.
 
         Raises:
-            ValueError: If input or loss are not finite, or there is nothing to resume.
+            ValueError: If input or loss are not finite, or the state in the folder does not fit.
         """
         trainer, module = self.fit(folder, console, title, resume, callbacks)
         split = self.source.final

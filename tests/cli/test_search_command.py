@@ -42,6 +42,7 @@ def test_resumed_search_leaves_the_same_files(run, strategy, tmp_path, monkeypat
     assert Choice.load(tmp_path / "stopped" / "directions.json").epoch == 1
     assert run(*options, "--output", "stopped", "--resume").code == 0
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    assert "the run in stopped has ended" in run(*options, "--output", "stopped", "--resume").out
 
 
 def test_one_seed_gives_one_file_in_every_process(run, tmp_path):
