@@ -1,22 +1,15 @@
-"""Contracts of the public ops on a GPU: any default dtype, a checked index, direct launches."""
+"""Contracts of the public ops on a GPU: a checked index, direct launches."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
-from op_cases import NAMES, check_default_dtype
 from ops.test_index import OPS, WRONG, two_directions
 
 pytest.importorskip("triton")
 
 from localmamba.ops import token_norm
-from localmamba.ops._common import triton_common
-
-
-@pytest.mark.parametrize("default", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", NAMES)
-def test_numbers_do_not_depend_on_the_default_dtype(name: str, default: torch.dtype) -> None:
-    check_default_dtype(name, "cuda", default)
+from localmamba.ops._common import nvrtc, triton_common
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS)
@@ -56,3 +49,10 @@ def test_direct_launches_give_what_triton_s_do(monkeypatch: pytest.MonkeyPatch) 
     direct = [token_norm(x, weight) for _ in range(2)][1]
     monkeypatch.setattr(triton_common, "LAUNCHES_COMPILED", False)
     assert torch.equal(token_norm(x, weight), direct)
+
+
+def test_the_private_look_up_of_the_stream_is_there_and_agrees() -> None:
+    assert nvrtc._current_stream is not nvrtc._public_stream
+    with torch.cuda.stream(torch.cuda.Stream()):
+        device = torch.cuda.current_device()
+        assert nvrtc._current_stream(device) == nvrtc._public_stream(device) > 0

@@ -194,6 +194,21 @@ def autocast(call: Call) -> None:
 
 
 @row
+def other_default_dtypes(call: Call) -> None:
+    """The same numbers, bit by bit: `Trainer(precision="bf16-true")` changes the default dtype."""
+    expected = call(*call.tensors), *gradients(call, call.tensors)
+    for default in (torch.float64, torch.float16, torch.bfloat16):
+        torch.set_default_dtype(default)
+        try:
+            found = call(*call.tensors), *gradients(call, call.tensors)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for x, y in zip(found, expected, strict=True):
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y)
+
+
+@row
 def inference_mode(call: Call) -> None:
     with torch.no_grad():
         expected = call(*call.tensors)

@@ -1,12 +1,14 @@
 """The autograd rule that the ops register themselves: when it runs, and what it relies on."""
 
+import ast
 import importlib
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 import pytest
@@ -149,9 +151,34 @@ def test_private_names_of_pytorch_are_there() -> None:
     assert {("torch", "._C._after_autograd_keyset"), ("forward_ad", "._current_level")} <= names
     missing = {root + path for root, path in names if not is_there(root, path)}
     assert not {name for name in missing if torch.cuda.is_available() or "cuda" not in name.lower()}
-    assert callable(torch.ops.localmamba.causal_conv.default._handle.redispatch_boxed)
     assert hasattr(torch._C, "_are_functorch_transforms_active")
     assert registration.PRIVATE_DISPATCH
+
+
+def test_nothing_private_of_numba_and_triton_is_imported() -> None:
+    for file in Path(ops.__file__).parent.rglob("*.py"):
+        assert not re.search(r"\b(numba\.core|triton\.runtime)\b", file.read_text()), file.name
+
+
+TRY = next(
+    statement
+    for statement in ast.parse(Path(registration.__file__).read_text()).body
+    if isinstance(statement, ast.Try)
+)
+"""The statement that looks for the private names."""
+
+
+@pytest.mark.parametrize("name", sorted(set(PRIVATE.findall(ast.unparse(TRY)))), ids="".join)
+def test_the_public_path_is_taken_by_itself(
+    name: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, path = name
+    *owners, last = path.split(".")[1:]
+    owner = reduce(getattr, owners, {"torch": torch, "forward_ad": forward_ad}[root])
+    monkeypatch.delattr(owner if isinstance(owner, ModuleType) else type(owner), last)
+    namespace = dict(vars(registration))
+    exec(compile(ast.Module([TRY], []), registration.__file__, "exec"), namespace)
+    assert not namespace["PRIVATE_DISPATCH"]
 
 
 PUBLIC_PATH = """

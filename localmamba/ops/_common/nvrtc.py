@@ -24,6 +24,17 @@ _CAPABILITY = (8, 0)
 # Tags of cuLaunchKernel's list of extra options: all arguments in one buffer.
 _PARAM_END, _PARAM_BUFFER, _PARAM_SIZE = 0, 1, 2
 
+
+def _public_stream(device: int) -> int:
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+try:
+    _current_stream = torch._C._cuda_getCurrentRawStream
+    """The address of the current stream; makes no object of it, unlike the public function."""
+except AttributeError:  # also in a PyTorch without CUDA
+    _current_stream = _public_stream
+
 Defines = tuple[tuple[str, int], ...]
 """Macros of a variant of scan.cu."""
 
@@ -109,6 +120,6 @@ def launch(
     _check(
         driver.cuLaunchKernel(
             _function(name, defines, device), *grid, 1, threads, 1, 1, 0,
-            torch._C._cuda_getCurrentRawStream(device), 0, ctypes.addressof(extra),
+            _current_stream(device), 0, ctypes.addressof(extra),
         )
     )  # fmt: skip

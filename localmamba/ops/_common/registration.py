@@ -27,13 +27,20 @@ _SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
 
 _LIBRARY = torch.library.Library("localmamba", "DEF")
 
+_AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
 try:
     _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
     _below_autograd = torch._C._AutoDispatchBelowAutograd
     _any_requires_grad = torch._C._any_requires_grad
     _exclude_keys = torch._C._ExcludeDispatchKeyGuard
     _apply = super(torch.autograd.Function, torch.autograd.Function).apply
+    _AUTOCAST_SETS = {
+        key: torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+        for key in _AUTOCAST_KEYS.values()
+    }
     forward_ad._current_level  # noqa: B018
+    torch.ops.aten.neg.default._handle.redispatch_boxed  # noqa: B018
     PRIVATE_DISPATCH = True
     """Whether this PyTorch has the private functions of the shorter path."""
 except AttributeError:
@@ -41,8 +48,6 @@ except AttributeError:
 
 # Without this one, PyTorch raises an error in the transforms that differentiate.
 _transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-
-_AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
 class Op:
@@ -220,7 +225,7 @@ class Op:
                     return overload(*args)
 
             return public
-        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+        keys = _AUTOCAST_SETS[key]
 
         def private(*args: Any) -> Any:
             args = tuple(rule(list(args), torch.get_autocast_dtype(device_type)))

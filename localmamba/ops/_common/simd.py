@@ -13,7 +13,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, models, overload, register_model
 
 from .numba_jit import inline
@@ -109,7 +108,7 @@ load_int = _loader(types.int32, _I32)
 def _intrinsic_of(builder: Any, name: str, result: Any, *parameters: Any) -> Any:
     """An LLVM intrinsic on vectors, such as `fmuladd`."""
     kind = ir.FunctionType(result, parameters)
-    return get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
+    return builder.module.declare_intrinsic(f"llvm.{name}.v{LANES}f32", fnty=kind)
 
 
 @_instruction(vector_type, types.float32)
