@@ -26,7 +26,7 @@ def evaluate(
             not split and that the model was not trained on, all of it.
         batch_size: Images in a batch.
         workers: Processes that read image files; one a core, at most 8, if not given.
-        bad_images: Stop at files that are no images or cut short, leave them out, or do not look.
+        bad_images: Stop at images that cannot be read, leave them out, or do not look for them.
         data_root: Folder of Fashion-MNIST.
         device: auto takes a GPU if there is one.
         precision: 32 bits, or autocast to a half type.

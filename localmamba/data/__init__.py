@@ -3,13 +3,15 @@
 Imports nothing else from localmamba.
 """
 
-from localmamba.data.examples import Examples, Source, open_image, stratified_split
+from localmamba.data.examples import Examples, Source, stratified_split
+from localmamba.data.images import Encoded, open_image
 from localmamba.data.settings import Augmentation, ImageSettings, InputSpec
 from localmamba.data.sources import DATA_NAMES, check_trainable, load_source
 
 __all__ = [
     "DATA_NAMES",
     "Augmentation",
+    "Encoded",
     "Examples",
     "ImageSettings",
     "InputSpec",

@@ -1,18 +1,14 @@
 """Labelled images and data sets."""
 
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""Exceptions that Pillow raises for files that are not images or are truncated."""
+from localmamba.data.images import UnreadableImageError, open_image
 
 
 @dataclass(frozen=True)
@@ -35,10 +31,15 @@ class Examples:
         """Whether the images are an array."""
         return isinstance(self.images, np.ndarray)
 
-    def image(self, index: int) -> Image.Image:
-        """Returns one image; ValueError if its file cannot be read."""
-        item = self.images[index]
-        return open_image(item) if isinstance(item, str) else Image.fromarray(item)
+    def image(self, index: int, min_side: int | None = None) -> Image.Image:
+        """Returns one image; arguments and errors as those of `open_image`."""
+        if isinstance(self.images, np.ndarray):
+            return Image.fromarray(self.images[index])
+        return open_image(self.images[index], min_side)
+
+    def name(self, index: int) -> str:
+        """Returns the path of an image, or its index where it has none."""
+        return str(index if isinstance(self.images, np.ndarray) else self.images[index])
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Examples":
         """Selects examples by index, in the given order."""
@@ -46,30 +47,22 @@ class Examples:
         chosen = images[indices] if isinstance(images, np.ndarray) else [images[i] for i in indices]
         return Examples(chosen, self.labels[indices])
 
-    def checked(self, bad_images: Literal["error", "skip", "unchecked"]) -> "Examples":
-        """Returns the examples whose files can be read.
-
-        Decodes every file once, so that a bad one is found before training and not hours into it.
-
-        Args:
-            bad_images: `error`, `skip` (with a warning that counts and names them) or `unchecked`.
-
-        Raises:
-            ValueError: If a file cannot be read under `error`, or no file can under `skip`.
-        """
-        if self.in_memory or bad_images == "unchecked":
-            return self
+    def faults(self) -> dict[int, str]:
+        """Decodes every file; returns what `open_image` said of those that cannot be, by index."""
+        if self.in_memory:
+            return {}
+        # Decoding releases the global interpreter lock.
         with ThreadPoolExecutor(min(16, cpu_count() or 1)) as pool:
-            good = np.fromiter(pool.map(_is_readable, self.images), dtype=bool, count=len(self))
-        bad = [self.images[i] for i in np.flatnonzero(~good)]
-        if not bad:
-            return self
-        names = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
-        found = f"{len(bad)} of {len(self)} files are not images or are truncated: {names}"
-        if bad_images == "error" or not good.any():
-            raise ValueError(f"{found}; remove them, or skip them with --bad_images skip")
-        warnings.warn(f"skipped {found}", stacklevel=2)
-        return self.subset(np.flatnonzero(good))
+            found = pool.map(self._fault, range(len(self)))
+            return {i: fault for i, fault in enumerate(found) if fault is not None}
+
+    def _fault(self, index: int) -> str | None:
+        try:
+            # JPEG decodes the whole file several times faster at an eighth of the size.
+            self.image(index, min_side=1)
+        except UnreadableImageError as error:
+            return str(error)
+        return None
 
 
 @dataclass(frozen=True)
@@ -106,22 +99,6 @@ class Source:
         return "test" if "test" in self.splits else "val"
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Reads and decodes an image file.
-
-    Raises:
-        ValueError: If it is missing, not an image, or truncated.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except FileNotFoundError:
-        raise ValueError(f"no such file: {path}") from None
-    except UNREADABLE:
-        raise ValueError(f"cannot read {path}: not an image, or truncated") from None
-    return image
-
-
 def stratified_split(
     labels: np.ndarray, held_out: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -144,14 +121,3 @@ def stratified_split(
         parts.append(members[:count])
     second = np.sort(np.concatenate(parts))
     return np.setdiff1d(np.arange(len(labels)), second), second
-
-
-def _is_readable(path: str) -> bool:
-    try:
-        with Image.open(path) as image:
-            # JPEG decodes the whole file several times faster at an eighth of the size.
-            image.draft("RGB", (image.width // 8, image.height // 8))
-            image.load()
-    except UNREADABLE:
-        return False
-    return True

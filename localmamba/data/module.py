@@ -1,6 +1,8 @@
 """Batches for Lightning."""
 
 import random
+from collections.abc import Callable, Iterator
+from functools import partial
 from os import cpu_count
 from typing import Any
 
@@ -8,9 +10,11 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from localmamba.data.bad_images import BadImages
 from localmamba.data.examples import Examples, Source, stratified_split
+from localmamba.data.images import UnreadableImageError, draft_side
 from localmamba.data.sampling import EpochBatches
 from localmamba.data.settings import Augmentation, ImageSettings, InputSpec
 from localmamba.data.transforms import (
@@ -23,31 +27,66 @@ from localmamba.data.transforms import (
 
 Batch = tuple[Tensor, Tensor]
 
+REPLACEMENTS = 100
+"""Images tried in place of one that cannot be read, at most."""
+
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
-    """Examples through a transform, one at a time: (uint8 [C, H, W], label).
+    """Examples through a transform: uint8 [C, H, W] and label.
 
     Args:
         examples: Images and labels.
         transform: Image -> tensor.
         seed: Of a random transform, which then depends on seed, epoch and image alone, in whichever
             worker it runs; None for a transform without randomness.
+        min_side: As of `open_image`.
+        replaces: Whether the next image that can be read stands in for one that cannot; otherwise
+            it is missing from its batch.
     """
 
-    def __init__(self, examples: Examples, transform: Transform, seed: int | None = None):
+    def __init__(
+        self,
+        examples: Examples,
+        transform: Transform,
+        seed: int | None = None,
+        min_side: int | None = None,
+        replaces: bool = False,
+    ):
         self.examples = examples
         self.labels = examples.labels
         self.transform = transform
         self.seed = seed
+        self.min_side = min_side
+        self.replaces = replaces
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         epoch, position = divmod(index, len(self))
+        return self._example(epoch, position, position)
+
+    def _example(self, epoch: int, position: int, shown: int) -> tuple[Tensor, int]:
+        image = self.examples.image(shown, self.min_side)
         if self.seed is not None:
             seed_generators(self.seed, epoch, position)
-        return self.transform(self.examples.image(position)), int(self.labels[position])
+        return self.transform(image), int(self.labels[shown])
+
+    def __getitems__(self, indices: list[int]) -> tuple[list[tuple[Tensor, int]], dict[str, str]]:
+        """Returns the examples of a batch, and name and cause of the images that cannot be read."""
+        items: list[tuple[Tensor, int]] = []
+        causes: dict[str, str] = {}
+        for index in indices:
+            epoch, position = divmod(index, len(self))
+            for step in range(min(REPLACEMENTS, len(self)) if self.replaces else 1):
+                shown = (position + step) % len(self)
+                try:
+                    items.append(self._example(epoch, position, shown))
+                except UnreadableImageError as error:
+                    causes[self.examples.name(shown)] = str(error)
+                else:
+                    break
+        return items, causes
 
 
 class ImageTensors(Dataset[tuple[Tensor, int]]):
@@ -74,6 +113,24 @@ def seed_generators(*numbers: int) -> None:
     torch.manual_seed(seed)
 
 
+class ImageLoader(DataLoader[tuple[Tensor, int]]):
+    """Loader of batches of `ImageFiles`, which tells the main process of images it cannot read.
+
+    Attributes:
+        report: Called with name and cause of each.
+    """
+
+    report: Callable[[dict[str, str]], None]
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for items, causes in super().__iter__():
+            if causes:
+                self.report(causes)
+            if not items:
+                raise ValueError("no image of a batch can be read")
+            yield items[0], items[1]
+
+
 class ImageData(LightningDataModule):
     """A data set as batches of normalised images.
 
@@ -87,6 +144,7 @@ class ImageData(LightningDataModule):
             weights: each training batch then has as many of them in its second half.
         seed: Seed of the order and of augmentation by image. The images of `choice_share` follow
             `settings.split_seed`.
+        bad: Images that cannot be read, where the run knows some already.
 
     Raises:
         ValueError: From `setup`, on image files that cannot be read.
@@ -101,6 +159,7 @@ class ImageData(LightningDataModule):
         evaluated: str | None = None,
         choice_share: float = 0.0,
         seed: int = 0,
+        bad: BadImages | None = None,
     ):
         super().__init__()
         self.source = source
@@ -111,6 +170,7 @@ class ImageData(LightningDataModule):
         self.choice_share = choice_share
         self.seed = seed
         self.augment = BatchAugmentation(spec, self.augmentation)
+        self.bad = bad or BadImages(settings.bad_images, settings.bad_share)
         self._steps_done = 0
         self._datasets: dict[tuple[str, bool], ImageFiles | ImageTensors] = {}
 
@@ -118,16 +178,36 @@ class ImageData(LightningDataModule):
         """One split, checked, with the transform of training or evaluation; made once."""
         key = (split, training)
         if key not in self._datasets:
-            examples = self.source.split(split).checked(self.settings.bad_images)
-            transform = eval_transform(self.spec)
+            examples = self._examples(split)
+            transform, min_side = eval_transform(self.spec), None
             if training:
                 transform = train_transform(self.spec, self.augmentation)
+                if scale := self.augmentation.crop_scale:
+                    min_side = draft_side(self.spec.size, scale, self.augmentation.crop_ratio)
             varies = training and self.augmentation.per_image
             if examples.in_memory and not varies:
                 self._datasets[key] = ImageTensors(examples, transform)
             else:
-                self._datasets[key] = ImageFiles(examples, transform, self.seed if varies else None)
+                seed = self.seed if varies else None
+                replaces = training and self.settings.bad_images == "skip"
+                self._datasets[key] = ImageFiles(examples, transform, seed, min_side, replaces)
         return self._datasets[key]
+
+    def _examples(self, split: str) -> Examples:
+        """The images of a split but those that cannot be read."""
+        examples = self.source.split(split)
+        if self.settings.bad_images == "unchecked":
+            return examples
+        if split not in self.bad.left_out:
+            faults = examples.faults()
+            self._report(split, {examples.name(i): cause for i, cause in faults.items()})
+            self.bad.left_out[split] = list(faults)
+        if not self.bad.left_out[split]:
+            return examples
+        return examples.subset(np.delete(np.arange(len(examples)), self.bad.left_out[split]))
+
+    def _report(self, split: str, causes: dict[str, str]) -> None:
+        self.bad.add(split, len(self.source.split(split)), causes)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and checks what the stage needs, so that bad files are found before it starts."""
@@ -150,8 +230,9 @@ class ImageData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """The split that is evaluated, every image once, in as many batches in each process."""
-        dataset = self.dataset(self.evaluated)
-        return self.loader(dataset, self.share(np.arange(len(dataset))))
+        split = self.evaluated
+        dataset = self.dataset(split)
+        return self.loader(dataset, self.share(np.arange(len(dataset))), split)
 
     def share(self, positions: np.ndarray) -> list[list[int]]:
         """This process's batches of some images, in order; every process has as many batches."""
@@ -160,19 +241,25 @@ class ImageData(LightningDataModule):
         return [b.tolist() for b in np.array_split(positions[rank::world_size], batches)]
 
     def loader(
-        self, dataset: ImageFiles | ImageTensors, batches: Any
+        self, dataset: ImageFiles | ImageTensors, batches: Any, split: str = "train"
     ) -> DataLoader[tuple[Tensor, int]]:
-        """A loader of these batches, which are lists of positions."""
-        in_memory = isinstance(dataset, ImageTensors)
-        workers = 0 if in_memory else self._workers()
-        return DataLoader(
+        """A loader of these batches, which are lists of positions in a split."""
+        pin = torch.cuda.is_available()
+        if isinstance(dataset, ImageTensors):
+            return DataLoader(
+                dataset, batch_sampler=batches, collate_fn=_as_is, pin_memory=pin, num_workers=0
+            )
+        workers = self._workers()
+        loader = ImageLoader(
             dataset,
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=_as_is if in_memory else None,
+            collate_fn=_collate,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin,
         )
+        loader.report = partial(self._report, split)
+        return loader
 
     def _process(self) -> tuple[int, int]:
         """Index of this process and number of processes."""
@@ -198,15 +285,39 @@ class ImageData(LightningDataModule):
         halves = zip(images.chunk(2), labels.chunk(2), strict=True)
         return tuple(tensor for half in halves for tensor in half)
 
-    def state_dict(self) -> dict[str, int]:
-        """The position in the data, for a checkpoint."""
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the data and what has been left out of it, for a checkpoint."""
         assert self.trainer is not None
-        return {"steps_done": self.trainer.fit_loop.total_batch_idx + 1}
+        return {
+            "steps_done": self.trainer.fit_loop.total_batch_idx + 1,
+            "images": len(self.source.split("train")),
+            "left_out": self.bad.left_out.get("train", []),
+        }
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Lets the next training loader begin at this position."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lets the next training loader begin at this position, with the same images.
+
+        Images that have become unreadable since are replaced, as in a training that runs on.
+
+        Raises:
+            ValueError: If there are more or fewer training images.
+        """
+        before, now = state_dict["images"], len(self.source.split("train"))
+        if before != now:
+            raise ValueError(
+                f"{self.source.name} has {now} training images; it had {before} when the run was "
+                "saved"
+            )
         self._steps_done = state_dict["steps_done"]
+        if state_dict["left_out"] != self.bad.left_out.get("train", []):
+            self.bad.left_out["train"] = state_dict["left_out"]
+            self._datasets.pop(("train", True), None)
 
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _collate(batch: Any) -> tuple[Any, dict[str, str]]:
+    items, causes = batch
+    return (default_collate(items) if items else None), causes

@@ -1,7 +1,8 @@
 """Settings of image data: loading, augmentation, model input."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from localmamba.data.bad_images import BadImagePolicy
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,11 @@ class ImageSettings:
             Digits and Fashion-MNIST are held in memory and use none.
         held_out: Fraction of each class to hold out, for a folder without split folders.
         split_seed: Seed of that split; independent of `seed`, so that runs can be compared.
-        bad_images: Handling of files that are not images or are truncated: stop before training
-            and name them (error), leave them out with a warning (skip), or do not check.
+        bad_images: Handling of images that cannot be read: stop before training and name them
+            (error), leave them out and list them in bad_images.csv (skip), or do not look for them
+            beforehand (unchecked). One met in training is replaced by the next image under skip,
+            and stops the run otherwise.
+        bad_share: Fraction of the images of a split that skip may leave out.
         data_root: Folder of Fashion-MNIST; it is downloaded there if absent.
     """
 
@@ -27,7 +31,8 @@ class ImageSettings:
     workers: int | None = None
     held_out: float = 0.2
     split_seed: int = 0
-    bad_images: Literal["error", "skip", "unchecked"] = "error"
+    bad_images: BadImagePolicy = "error"
+    bad_share: float = 0.1
     data_root: str = "~/.cache/localmamba"
 
     def __post_init__(self) -> None:
@@ -36,6 +41,8 @@ class ImageSettings:
         _check_minimum("workers", self.workers, 0)
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}")
+        if not 0 <= self.bad_share <= 1:
+            raise ValueError(f"bad_share must be between 0 and 1, got {self.bad_share}")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
 

@@ -145,10 +145,13 @@ def load_folder(
         classes: Class names in label order; by default the folder names, sorted.
 
     Raises:
-        ValueError: If there are no class folders, or one is empty or not in `classes`.
+        ValueError: If there are no class folders, one is empty or not in `classes`, or, without
+            `classes`, those of two splits differ.
     """
     roots = _split_roots(folder) or {"all": folder}
     files = {split: list_images(root) for split, root in roots.items()}
+    if classes is None:
+        _check_equal_classes(folder, files)
     classes = tuple(classes or sorted(next(iter(files.values()))))
     splits = {split: _label_files(roots[split], files[split], classes) for split in roots}
     if "val" not in splits and "test" not in splits:
@@ -198,6 +201,19 @@ def _list_files(folder: Path) -> list[str]:
             if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 paths.append(os.path.join(parent, name))
     return sorted(paths)
+
+
+def _check_equal_classes(folder: Path, files: dict[str, dict[str, list[str]]]) -> None:
+    (first, expected), *others = files.items()
+    for split, found in others:
+        lacks = {
+            first: sorted(set(found) - set(expected)),
+            split: sorted(set(expected) - set(found)),
+        }
+        if faults := [
+            f"{name} lacks {_join_names(names)}" for name, names in lacks.items() if names
+        ]:
+            raise ValueError(f"class folders in {folder} differ: {'; '.join(faults)}")
 
 
 def _label_files(root: Path, files: dict[str, list[str]], classes: tuple[str, ...]) -> Examples:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from operator import methodcaller
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ def eval_transform(spec: InputSpec) -> Transform:
     resize = create_transform(
         spec.size, interpolation=spec.interpolation, crop_pct=spec.crop_pct, normalize=False
     )
-    return transforms.Compose([_to_grey if spec.channels == 1 else _to_rgb, resize])
+    return transforms.Compose([_to_mode(spec), resize])
 
 
 def train_transform(spec: InputSpec, augmentation: Augmentation) -> Transform:
@@ -47,17 +48,12 @@ def train_transform(spec: InputSpec, augmentation: Augmentation) -> Transform:
         separate=True,
     )
     # timm's policies fill with an RGB colour, so grey images are converted after them.
-    to_mode = _to_grey if spec.channels == 1 else _to_rgb
-    return transforms.Compose([_to_rgb, crop, colour, to_mode, to_tensor])
+    to_rgb = methodcaller("convert", "RGB")
+    return transforms.Compose([to_rgb, crop, colour, _to_mode(spec), to_tensor])
 
 
-def _to_grey(image: Image.Image) -> Image.Image:
-    return image.convert("L")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    # Pillow warns unless a palette with transparency is converted through RGBA.
-    return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
+def _to_mode(spec: InputSpec) -> Callable[[Image.Image], Image.Image]:
+    return methodcaller("convert", "L" if spec.channels == 1 else "RGB")
 
 
 def normalize(images: Tensor, spec: InputSpec) -> Tensor:

@@ -11,7 +11,8 @@ from localmamba.search import DEFAULT_STRATEGY, SearchSettings, check_keep, find
 from localmamba.tasks.settings import Hardware, Saving, TrainingSettings
 
 ELSEWHERE = {
-    "device", "threads", "deterministic", "workers", "data_root", "bad_images", "save_steps",
+    "device", "threads", "deterministic", "workers", "data_root", "bad_images", "bad_share",
+    "save_steps",
 }  # fmt: skip
 """Settings that may differ between the machines on which a run is started and resumed."""
 

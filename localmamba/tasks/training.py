@@ -99,6 +99,7 @@ class Run(Generic[AnyJob]):
             folder = console = None
         if folder:
             self.history.path = folder / "metrics.csv"
+            self.data.bad.path = folder / "bad_images.csv"
             write_config(folder, self.command, job.config())
         average = [EMAWeightAveraging(decay=settings.ema)] if settings.ema else []
         display = [ProgressDisplay(title or job.model, console, self.note)] if console else []
@@ -208,7 +209,9 @@ class Training(Run[TrainingJob]):
         """
         trainer, module = self.fit(folder, console, title, resume, callbacks)
         split = self.source.final
-        held_out = ImageData(self.source, self.spec, self.job.images, evaluated=split)
+        held_out = ImageData(
+            self.source, self.spec, self.job.images, evaluated=split, bad=self.data.bad
+        )
         metrics = evaluate(trainer, module, held_out)
         if not is_main_process():
             return None

@@ -76,8 +76,8 @@ def test_predict_goes_on_past_bad_files(run, trained, photos, tmp_path):
     assert said.code == 2
     assert "good.png" in said.out
     assert said.err.splitlines() == [
-        "localmamba predict: cannot read cut.png: not an image, or truncated",
-        "localmamba predict: cannot read text.png: not an image, or truncated",
+        "localmamba predict: cannot read cut.png: image file is truncated",
+        "localmamba predict: cannot read text.png: not an image, or a damaged header",
         "localmamba predict: no such file: none.png",
     ]
 
@@ -114,12 +114,12 @@ def test_bad_images_stop_the_training_or_are_counted(run, photos, tiny, tmp_path
     said = run(*words)
     assert said.code == 2
     assert re.search(
-        r"1 of \d+ files are not images or are truncated: .*red/00.png; remove", said.err
+        r"1 of \d+ images of 'train' cannot be read: .*red/00.png: .*; remove", said.err
     )
     assert not Path("runs").exists()
     said = run(*words, "--epochs", 1, "--bad-images", "skip")
     assert said.code == 0
-    assert "localmamba train: warning: skipped 1 of " in said.err
+    assert "localmamba train: warning: left out 1 of " in said.err
     assert said.err.count("\n") == 1
 
 
