@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from operator import methodcaller
 
 import torch
@@ -58,7 +59,15 @@ def _to_mode(spec: InputSpec) -> Callable[[Image.Image], Image.Image]:
 
 def normalize(images: Tensor, spec: InputSpec) -> Tensor:
     """Scales [B, C, H, W] in 0..255 to float32 and applies the mean and std of `spec`."""
-    return transforms.functional.normalize(images.float() / 255, spec.mean, spec.std)
+    mean, std = _mean_std(spec, images.device)
+    return (images.float() / 255).sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=16)
+def _mean_std(spec: InputSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and std [C, 1, 1], made once a device, since a copy to a GPU waits for its work."""
+    mean, std = (torch.tensor(x, device=device).view(-1, 1, 1) for x in (spec.mean, spec.std))
+    return mean, std
 
 
 class BatchAugmentation:
