@@ -2,122 +2,150 @@
 
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from localmamba.tasks.checkpoints import load_checkpoint
-
+pytest.importorskip("lightning")
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "fashion_mnist"
 SIZES = [
-    "--depth", "1", "--width", "8", "--patch", "14", "--batch", "8", "--cost-batch", "8",
-    "--images", "40", "--epochs", "1", "--search-epochs", "1", "--population", "2",
-    "--generations", "1", "--device", "cpu", "--workers", "1",
-    "--seeds", "2", "--arms", "rows", "both_channel", "searched",
+    "--depth", "1", "--width", "32", "--patch", "2", "--batch", "8", "--images", "16",
+    "--epochs", "1", "--search-epochs", "1", "--workers", "1", "--streams", "2",
+    "--launch", "eager", "--seeds", "2", "--arms", "rows", "both_scattn", "searched",
 ]  # fmt: skip
+TRIALS = [
+    *(("elpv", arm, seed) for arm in ("both_scattn", "rows") for seed in (0, 1)),
+    *(
+        ("fashion-mnist", arm, seed)
+        for arm in ("both_scattn", "rows", "searched")
+        for seed in (0, 1)
+    ),
+]
 
 
-def run(*words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, STUDY / "study.py", *SIZES, *words]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+def run(monkeypatch, *words: object) -> None:
+    """Runs study.py here; it trains in a process of its own."""
+    monkeypatch.syspath_prepend(STUDY)
+    monkeypatch.setattr(sys, "argv", [str(word) for word in ("study.py", *SIZES, *words)])
+    import study
+
+    assert study.main() == 0
+
+
+def key(record: dict) -> tuple:
+    return record["data"], record["arm"], record["seed"]
+
+
+def records_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    """File in the format of prepare.py, of noise."""
-    path = tmp_path_factory.mktemp("data") / "noise.npz"
+def data(tmp_path_factory) -> Path:
+    """Folder with files in the format of prepare.py, of noise."""
+    folder = tmp_path_factory.mktemp("data")
     draw = np.random.default_rng(0)
-    arrays = {}
-    for split in ("train", "test"):
-        arrays[f"{split}_images"] = draw.integers(0, 256, (48, 28, 28), np.uint8)
-        arrays[f"{split}_labels"] = draw.integers(0, 10, 48, np.uint8)
-    np.savez(path, **arrays)
-    return path
-
-
-@pytest.fixture(scope="module")
-def study(images, tmp_path_factory) -> Path:
-    """Output folder of a study of three arms, one of them searched."""
-    folder = tmp_path_factory.mktemp("study")
-    done = run("--data", images, "--output", folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+    images = draw.integers(0, 256, (24, 8, 8), np.uint8)
+    labels = draw.permutation(np.arange(24, dtype=np.uint8) % 2)
+    np.savez(folder / "elpv.npz", images=images, labels=labels)
+    splits = {
+        f"{s}_{k}": v
+        for s in ("train", "test")
+        for k, v in [("images", images), ("labels", labels)]
+    }
+    np.savez(folder / "fashion-mnist.npz", **splits)
     return folder
 
 
-def records_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def results(data, tmp_path_factory) -> Path:
+    """Records of three arms, one of them searched."""
+    path = tmp_path_factory.mktemp("study") / "study.jsonl"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(monkeypatch, "--data", data, "--output", path)
+    return path
 
 
-def test_every_run_is_recorded(study):
-    records = records_of(study)
-    found = sorted((record["kind"], record["what"], record["seed"]) for record in records)
-    arms = ("both_channel", "rows", "searched")
-    assert found == [
-        *(("cost", what, 0) for what in ("both_channel", "rows", "softmax")),
-        *(("search", "softmax", seed) for seed in (0, 1)),
-        *(("train", arm, seed) for arm in arms for seed in (0, 1)),
-    ]
-    by_name = {(r["kind"], r["what"], r["seed"]): r for r in records}
-    for seed in (0, 1):
-        searched, search = (
-            by_name[key]["directions"]
-            for key in (("train", "searched", seed), ("search", "softmax", seed))
-        )
-        assert searched == search
-    # Rows only has no SCAttn.
-    rows, both = (by_name["train", arm, 0]["parameters"] for arm in ("rows", "both_channel"))
+def test_every_trial_is_recorded(results):
+    records = records_of(results)
+    assert sorted(map(key, records)) == TRIALS
+    by_key = {key(record): record for record in records}
+    searched = by_key["fashion-mnist", "searched", 0]
+    assert searched["directions"] == searched["search"]["directions"]
+    # Rows alone have no SCAttn.
+    rows, both = (by_key["fashion-mnist", arm, 0]["parameters"] for arm in ("rows", "both_scattn"))
     assert rows < both
 
 
-def test_the_example_is_a_checkpoint(study):
-    _, card = load_checkpoint(study / "model.safetensors")
-    (record,) = (
-        record
-        for record in records_of(study)
-        if (record["kind"], record["what"], record["seed"]) == ("train", "searched", 0)
-    )
-    assert card.metrics["accuracy"] == record["test_accuracy"]
-    assert card.arguments["directions"] == record["directions"]
+def test_a_study_goes_on_where_it_was_cut(results, data, tmp_path, monkeypatch):
+    lines = results.read_text().splitlines(keepends=True)
+    path = tmp_path / "study.jsonl"
+    path.write_text("".join(lines[:-1]) + lines[-1][:40])
+    run(monkeypatch, "--data", data, "--output", path)
+    records = records_of(path)
+    assert records[:-1] == records_of(results)[:-1]
+    last, before = records[-1], records_of(results)[-1]
+    # The same trial gives the same result, whichever trials take turns with it.
+    for name in ("data", "arm", "seed", "accuracy", "losses", "directions"):
+        assert last[name] == before[name]
 
 
-def test_a_study_goes_on_where_it_was_cut_and_past_failures(study, images, tmp_path):
-    lines = (study / "results.jsonl").read_text().splitlines(keepends=True)
-    lacking = [("train", "rows", 0), ("search", "softmax", 1)]
-    earlier = tmp_path / "earlier.jsonl"
-    kept = [
-        line
-        for line, record in zip(lines, records_of(study), strict=True)
-        if (record["kind"], record["what"], record["seed"]) not in lacking
-    ]
-    earlier.write_text("".join(kept) + lines[0][:40])  # a truncated line
-    arrays = dict(np.load(images))
-    arrays["test_labels"] = arrays["test_labels"][:-1]  # evaluation fails, a search does not
-    np.savez(tmp_path / "bad.npz", **arrays)
-    folder = tmp_path / "on"
-    words = ("--data", tmp_path / "bad.npz", "--earlier", earlier, "--output", folder)
-    done = run(*words)
-    assert done.returncode == 1
-    assert "FAILED train rows 0" in done.stdout
-    records = records_of(folder)
-    assert len(records) == len(kept) + 1
-    last = records[-1]
-    assert (last["kind"], last["what"], last["seed"]) == ("search", "softmax", 1)
-
-
-def test_report(study, tmp_path, monkeypatch):
+def test_report(results, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(STUDY)
-    runpy.run_path(str(STUDY / "report.py"))["main"](study / "results.jsonl", tmp_path)
+    report = runpy.run_path(str(STUDY / "report.py"))
+    report["main"](results, tmp_path)
     page = (tmp_path / "fashion_mnist.md").read_text()
-    assert "Of 2 comparisons with rows only" in page
-    for record in records_of(study):
-        if record["kind"] == "cost":
-            assert f"| {record['milliseconds']:.1f} |" in page
-    for figure in ("accuracy", "directions", "probabilities"):
+    records = {key(record): 100 * record["accuracy"] for record in records_of(results)}
+    gaps = [
+        records["fashion-mnist", "both_scattn", s] - records["fashion-mnist", "rows", s]
+        for s in (0, 1)
+    ]
+    # Half an interval of two differences: 12.706 standard errors.
+    half = 12.7062 * abs(gaps[0] - gaps[1]) / 2
+    assert f"| windows and SCAttn help rows | {sum(gaps) / 2:+.2f} ± {half:.2f} |" in page
+    assert "columns beside rows" not in page
+    for figure in ("accuracy", "directions"):
         assert f"fashion_mnist_{figure}.png" in page
         assert (tmp_path / f"fashion_mnist_{figure}.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "verdict"),
+    [(0.5, 0.4, "stands"), (0.5, 0.6, "undecided"), (-0.5, 0.4, "the opposite")],
+)
+def test_verdicts(mean, half, verdict, monkeypatch):
+    monkeypatch.syspath_prepend(STUDY)
+    assert runpy.run_path(str(STUDY / "report.py"))["Estimate"](mean, half, 5).verdict == verdict
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("arm", ["rows", "searched"])
+def test_graphs_train_as_eager_steps_do(arm, data, monkeypatch):
+    monkeypatch.syspath_prepend(STUDY)
+    import arms
+    import trials
+
+    setup = arms.Setup(patch=2, epochs=4, batch=8, depth=2, search_epochs=4)
+    losses = {}
+    for graph in (False, True):
+        pair = [arms.Trial("elpv", arm, seed) for seed in (0, 1)]
+        turns = [
+            (torch.cuda.Stream(), trials.run(trial, setup, data, torch.device("cuda"), graph))
+            for trial in pair
+        ]
+        while turns:
+            for turn in list(turns):
+                try:
+                    with torch.cuda.stream(turn[0]):
+                        next(turn[1])
+                except StopIteration as end:
+                    losses.setdefault(graph, []).append(end.value["losses"])
+                    turns.remove(turn)
+    assert losses[True][0] != losses[True][1]
+    torch.testing.assert_close(losses[True], losses[False], rtol=1e-2, atol=1e-2)

@@ -1,272 +1,243 @@
-"""Runs of the study on one device: training, search, measurement of cost."""
+"""Trials of the study: data, a training step as a CUDA graph, training, search, evaluation.
 
-import gc
+A trial is a generator that yields after each step, so that a process can take turns among several
+models: each has its own CUDA stream, and their graphs run at the same time on one GPU.
+"""
+
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Generator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from arms import KEEP, Arm, Setup
+from arms import ARMS, KEEP, Setup, Trial, random_directions
 from torch import Tensor, nn
 
 import localmamba  # noqa: F401 - registers the models
-from localmamba.data import InputSpec
-from localmamba.data.sources import FASHION_CLASSES
+from localmamba.data import Augmentation, InputSpec, stratified_split
+from localmamba.data.transforms import BatchAugmentation, normalize
 from localmamba.ops import CANDIDATES
-from localmamba.search import SearchSettings, Strategy, entropy, make_strategy, search_step
-from localmamba.tasks.checkpoints import Card, save_checkpoint
-from localmamba.tasks.optimization import make_optimizer, make_schedule
+from localmamba.search import SearchSettings, entropy, make_strategy
+from localmamba.tasks.optimization import make_optimizer, rate_at
 from localmamba.tasks.settings import TrainingSettings
 
 MODEL = "localvim_demo"
-MEAN, STD = 0.2860, 0.3530
-SHIFT = 2
-"""Maximum shift of training images in pixels."""
+STATES = 16
+"""States of a channel, as in the paper."""
+AUGMENTATION = Augmentation(hflip=0.5, shift=0.08)
+HELD_OUT = 0.2
+"""Share of the images of a class that are held out, where the data has no test images."""
+EVAL_BATCH = 1000
+EAGER_STEPS = 3
+"""Steps before the graph is captured: kernels are compiled, the optimizer makes its state."""
 
-EVAL_BATCH = 1024
-WARM_UP_STEPS, TIMED_STEPS = 5, 20
-"""Numbers of steps of a measurement of cost."""
+Split = tuple[Tensor, Tensor]
+Steps = Generator[None, None, Any]
+"""Yields after each step; returns the result."""
+
+
+@lru_cache(maxsize=2)
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads a file of prepare.py."""
+    return dict(np.load(path))
 
 
 class Data:
-    """Fashion-MNIST as tensors on a device.
+    """A data set as tensors on a device.
 
     Args:
         path: File of prepare.py.
+        seed: Seed of the split, where the file has no test images.
+        limit: Training images used, at most.
         device: Device of the tensors.
-        limit: Number of training images used.
+
+    Attributes:
+        spec: Input of a model.
+        train: Images uint8 [n, 1, H, W] and labels [n].
+        test: The same of the test images.
     """
 
-    def __init__(self, path: Path, device: torch.device, limit: int):
-        arrays = np.load(path)
-        self.device = device
-        self.images, self.test_images = (
-            torch.from_numpy(arrays[f"{split}_images"]).to(device)[:, None]
-            for split in ("train", "test")
+    def __init__(self, path: Path, seed: int, limit: int, device: torch.device):
+        arrays = read_arrays(path)
+        if "images" in arrays:
+            parts = stratified_split(arrays["labels"], HELD_OUT, seed)
+            pairs = [(arrays["images"][part], arrays["labels"][part]) for part in parts]
+        else:
+            pairs = [(arrays[f"{s}_images"], arrays[f"{s}_labels"]) for s in ("train", "test")]
+        images, labels = pairs[0]
+        pairs[0] = images[:limit], labels[:limit]
+        mean, std = images.mean() / 255, images.std() / 255
+        self.spec = InputSpec(images.shape[1], 1, (float(mean),), (float(std),))
+        self.classes = int(labels.max()) + 1
+        self.train, self.test = (
+            (torch.from_numpy(x).to(device)[:, None], torch.from_numpy(y).to(device).long())
+            for x, y in pairs
         )
-        self.labels, self.test_labels = (
-            torch.from_numpy(arrays[f"{split}_labels"]).to(device).long()
-            for split in ("train", "test")
-        )
-        self.images, self.labels = self.images[:limit], self.labels[:limit]
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Maps uint8 to float32 of mean 0 and deviation 1."""
-    return (images.float() / 255 - MEAN) / STD
-
-
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Flips half of the images and shifts all by up to `SHIFT` pixels: uint8 [B, 1, H, W]."""
-    count, _, height, width = images.shape
-    device = images.device
-    padded = F.pad(images[:, 0], (SHIFT,) * 4)
-    offset = torch.randint(0, 2 * SHIFT + 1, (2, count, 1), generator=generator, device=device)
-    rows = offset[0] + torch.arange(height, device=device)
-    columns = offset[1] + torch.arange(width, device=device)
-    mirror = torch.rand(count, 1, generator=generator, device=device) < 0.5
-    columns = torch.where(mirror, columns.flip(1), columns)
-    picked = torch.arange(count, device=device)[:, None, None]
-    return padded[picked, rows[:, :, None], columns[:, None, :]][:, None]
-
-
-def batches(pool: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yields batches of indices from a pool without end, shuffled anew in each epoch."""
-    size = min(size, len(pool))
-    while True:
-        order = pool[torch.randperm(len(pool), generator=generator, device=pool.device)]
-        yield from order[: len(order) // size * size].split(size)
-
-
-def make_model(setup: Setup, **arguments: object) -> tuple[nn.Module, dict]:
-    """Creates the study's LocalVim; returns it with its arguments."""
-    arguments = {
-        "num_classes": 10,
-        "in_chans": 1,
-        "img_size": 28,
-        "patch_size": setup.patch,
-        "embed_dim": setup.width,
-        "depth": setup.depth,
-        "d_state": setup.states,
+def make_model(setup: Setup, data: Data, seed: int, **arguments: Any) -> nn.Module:
+    """Creates the study's LocalVim on the CPU, so that a seed gives the same on every device."""
+    torch.manual_seed(seed)
+    return timm.create_model(
+        MODEL,
+        num_classes=data.classes,
+        in_chans=1,
+        img_size=data.spec.size,
+        patch_size=setup.patch,
+        embed_dim=setup.width,
+        depth=setup.depth,
+        d_state=STATES,
         **arguments,
-    }
-    return timm.create_model(MODEL, **arguments), arguments
+    )
 
 
-class Trainer:
-    """Training loop state of a model or a supernet.
+class Step:
+    """A training step, on a GPU replayed as one CUDA graph after a few eager steps.
 
     Args:
-        model: Model on the device of the data.
-        data: Images.
-        setup: Sizes of the study.
-        epochs: Number of epochs.
-        seed: Seed of batches and augmentation.
-        pool: Indices of the images that train weights.
+        model: The model, on its device.
+        settings: Optimizer and schedule.
+        batch: A batch of images, whose shape and device all have.
+        graph: Whether to capture a graph.
+
+    Attributes:
+        total: Sum of the losses.
     """
 
-    def __init__(
-        self, model: nn.Module, data: Data, setup: Setup, epochs: int, seed: int, pool: Tensor
-    ):
-        self.model, self.data, self.setup = model, data, setup
-        self.generator = torch.Generator(data.device).manual_seed(seed)
-        settings = TrainingSettings(
-            epochs=epochs, lr=setup.lr, warmup_epochs=epochs / 10, weight_decay=setup.weight_decay
-        )
-        self.per_epoch = max(len(pool) // setup.batch, 1)
-        self.total = epochs * self.per_epoch
+    def __init__(self, model: nn.Module, settings: TrainingSettings, batch: Tensor, graph: bool):
+        self.model, self.settings = model, settings
+        self.images = torch.empty_like(batch)
+        self.labels = torch.empty(len(batch), dtype=torch.long, device=batch.device)
+        self.total = torch.zeros((), device=batch.device)
+        self.rate = torch.zeros((), device=batch.device)
         self.optimizer = make_optimizer(model, settings)
-        self.schedule = make_schedule(self.optimizer, settings, self.total)
-        self.batches = batches(pool, setup.batch, self.generator)
+        for group in self.optimizer.param_groups:
+            # A graph reads the rate from memory, and counts the steps on the device.
+            group.update(lr=self.rate, fused=True, capturable=graph)
+        self.eager_steps = EAGER_STEPS if graph else -1
+        self.graph: torch.cuda.CUDAGraph | None = None
 
-    def loss(self, indices: Tensor) -> Tensor:
-        """Computes the loss of a batch of augmented training images."""
-        images = normalize(augment(self.data.images[indices], self.generator))
-        with torch.autocast(self.data.device.type, torch.bfloat16):
-            logits = self.model(images)
-        smoothing = self.setup.label_smoothing
-        return F.cross_entropy(logits.float(), self.data.labels[indices], label_smoothing=smoothing)
+    def __call__(self, images: Tensor, labels: Tensor, progress: float) -> None:
+        """Trains on a batch, when this share of the training is done."""
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        self.rate.fill_(rate_at(progress, self.settings))
+        if self.eager_steps == 0 and self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
+                self.train()
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self.train()
+            self.eager_steps -= 1
 
-    def step(self, indices: Tensor) -> None:
-        """Trains on one batch."""
-        self.optimizer.zero_grad()
-        self.loss(indices).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+    def train(self) -> None:
+        """Forward and backward pass and optimizer step on the images that are there."""
+        with torch.autocast(self.images.device.type, torch.bfloat16):
+            logits = self.model(self.images)
+        smoothing = self.settings.label_smoothing
+        loss = F.cross_entropy(logits.float(), self.labels, label_smoothing=smoothing)
+        loss.backward()
+        assert self.settings.clip_grad is not None
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
         self.optimizer.step()
-        self.schedule.step()
+        self.optimizer.zero_grad()
+        self.total += loss.detach()
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Returns mean loss and accuracy on uint8 images."""
-    model.eval()
+def fit(model: nn.Module, data: Data, setup: Setup, epochs: int, seed: int, graph: bool) -> Steps:
+    """Trains a model; returns the mean loss of every epoch."""
+    settings = TrainingSettings(
+        epochs=epochs, lr=setup.lr, warmup_epochs=epochs / 10, clip_grad=1.0
+    )
+    images, labels = data.train
+    batch = min(setup.batch, len(labels))
+    per_epoch = len(labels) // batch
+    augment = BatchAugmentation(data.spec, AUGMENTATION)
+    step = Step(model.train(), settings, augment(images[:batch]), graph)
+    losses = []
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(labels))
+        chosen = torch.from_numpy(order).to(labels.device).split(batch)
+        for i in range(per_epoch):
+            done = epoch * per_epoch + i
+            # The generator is shared with the models that are trained at the same time.
+            torch.manual_seed(seed * 1_000_003 + done)
+            step(augment(images[chosen[i]]), labels[chosen[i]], done / (epochs * per_epoch))
+            yield
+        losses.append(step.total / per_epoch)
+        step.total.zero_()
+    return torch.stack(losses).tolist()
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, data: Data) -> tuple[float, float]:
+    """Returns cross entropy and accuracy on the test images."""
+    images, labels = data.test
     logits = []
-    for part in images.split(EVAL_BATCH):
-        with torch.autocast(images.device.type, torch.bfloat16):
-            logits.append(model(normalize(part)).float())
+    with torch.autocast(images.device.type, torch.bfloat16):
+        for part in images.split(EVAL_BATCH):
+            logits.append(model.eval()(normalize(part, data.spec)).float())
     scores = torch.cat(logits)
     accuracy = (scores.argmax(1) == labels).float().mean()
     return float(F.cross_entropy(scores, labels)), float(accuracy)
 
 
-def train(
-    data: Data, setup: Setup, arm: Arm, table: list[list[str]], seed: int, save: Path | None = None
-) -> dict:
-    """Trains an arm and evaluates its last weights on the test images."""
-    torch.manual_seed(seed)
-    model, arguments = make_model(setup, directions=table, scattn=arm.scattn)
-    model.to(data.device)
-    pool = torch.arange(len(data.images), device=data.device)
-    trainer = Trainer(model, data, setup, setup.epochs, seed, pool)
+def search(data: Data, setup: Setup, seed: int, graph: bool) -> Steps:
+    """Runs the paper's search; returns directions, probabilities and entropy.
+
+    Its strategy trains alpha with the weights and draws nothing, so a step is a training step.
+    """
     start = time.perf_counter()
-    for indices in islice(trainer.batches, trainer.total):
-        trainer.step(indices)
-    loss, accuracy = evaluate(model, data.test_images, data.test_labels)
-    record = {
-        "directions": table,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "test_loss": loss,
-        "test_accuracy": accuracy,
-        "seconds": time.perf_counter() - start,
-    }
-    if save is not None:
-        spec = InputSpec(28, 1, (MEAN,), (STD,))
-        metrics = {"loss": loss, "accuracy": accuracy}
-        card = Card(MODEL, arguments, FASHION_CLASSES, spec, "fashion-mnist", metrics=metrics)
-        save_checkpoint(save, model, card)
-    return record
-
-
-def prepare_search(
-    data: Data, setup: Setup, strategy_name: str, seed: int
-) -> tuple[Strategy, Trainer, Tensor]:
-    """Creates a supernet; returns its strategy, trainer and held-out image indices."""
-    torch.manual_seed(seed)
-    model, _ = make_model(setup, directions=CANDIDATES)
-    model.to(data.device)
-    settings = SearchSettings(KEEP, population=setup.population, generations=setup.generations)
-    strategy = make_strategy(strategy_name, model, settings, seed)
-    apart = int(len(data.images) * settings.choice_share) if strategy.uses_holdout else 0
-    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(seed))
-    held_out, pool = order.to(data.device).split([apart, len(order) - apart])
-    trainer = Trainer(model.to(data.device), data, setup, setup.search_epochs, seed, pool)
-    return strategy, trainer, held_out
-
-
-def search_steps(
-    strategy: Strategy, trainer: Trainer, held_out: Tensor, steps: int
-) -> Iterator[None]:
-    """Trains the supernet for `steps` steps, yielding after each."""
-    val_batches = batches(held_out, trainer.setup.batch, trainer.generator)
-    for done, indices in enumerate(islice(trainer.batches, steps)):
-        batch = next(val_batches) if strategy.uses_holdout else None
-        progress = done / steps
-        search_step(strategy, trainer.loss, trainer.optimizer, indices, batch, progress, 1.0)
-        trainer.schedule.step()
-        yield
-
-
-def search(data: Data, setup: Setup, strategy_name: str, seed: int) -> dict:
-    """Searches directions; the record has the probabilities after every epoch."""
-    start = time.perf_counter()
-    strategy, trainer, held_out = prepare_search(data, setup, strategy_name, seed)
-    history = []
-    steps = search_steps(strategy, trainer, held_out, trainer.total)
-    for done, _ in enumerate(steps, start=1):
-        if done % trainer.per_epoch == 0:
-            strategy.end_epoch()
-            history.append(strategy.probabilities().tolist())
-    chosen = held_out[: strategy.settings.val_images]
-    val_batches = data.images[chosen], data.labels[chosen]
-    trainer.model.eval()
-    probabilities = strategy.conclude(lambda: evaluate(trainer.model, *val_batches)[0])
+    model = make_model(setup, data, seed, directions=CANDIDATES)
+    strategy = make_strategy("softmax", model, SearchSettings(keep=KEEP), seed)
+    model.to(data.train[0].device)
+    losses = yield from fit(model, data, setup, setup.search_epochs, seed, graph)
+    probabilities = strategy.probabilities()
     return {
         "directions": strategy.directions(probabilities),
         "probabilities": probabilities.tolist(),
-        "history": history,
         "entropy": float(np.mean(entropy(probabilities))),
+        "losses": losses,
         "seconds": time.perf_counter() - start,
     }
 
 
-def cost(data: Data, setup: Setup, subject: Arm | str) -> dict:
-    """Measures time per step and memory of an arm's training or a strategy's search.
+def run(trial: Trial, setup: Setup, folder: Path, device: torch.device, graph: bool) -> Steps:
+    """Runs a trial; returns its record.
 
-    Alpha is trained in the later part of a search only; the measured steps train it.
+    Raises:
+        ValueError: If the loss is not finite.
     """
-    gc.collect()
-    before = torch.cuda.memory_allocated() if data.device.type == "cuda" else 0
-    setup = replace(setup, batch=setup.cost_batch)
-    if isinstance(subject, str):
-        strategy, trainer, held_out = prepare_search(data, setup, subject, seed=0)
-        strategy.settings = replace(strategy.settings, choice_warmup=0.0)
-        running = search_steps(strategy, trainer, held_out, WARM_UP_STEPS + TIMED_STEPS)
-        return measure(lambda: next(running), data.device, before)
-    model, _ = make_model(setup, directions=list(subject.directions), scattn=subject.scattn)
-    pool = torch.arange(len(data.images), device=data.device)
-    trainer = Trainer(model.to(data.device), data, setup, setup.epochs, 0, pool)
-    return measure(lambda: trainer.step(next(trainer.batches)), data.device, before)
-
-
-def measure(step: Callable[[], object], device: torch.device, memory_before: int) -> dict:
-    """Returns milliseconds per step and, on a GPU, the peak of allocated memory."""
-    for _ in range(WARM_UP_STEPS):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    for _ in range(TIMED_STEPS):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    record: dict = {"milliseconds": (time.perf_counter() - start) / TIMED_STEPS * 1e3}
-    if device.type == "cuda":
-        record["memory_bytes"] = torch.cuda.max_memory_allocated() - memory_before
-        torch.cuda.empty_cache()  # for runs in other processes
-    return record
+    data = Data(folder / f"{trial.data}.npz", trial.seed, setup.images, device)
+    arm, found = ARMS[trial.arm], None
+    if trial.arm == "searched":
+        found = yield from search(data, setup, trial.seed, graph)
+        directions = found["directions"]
+    elif trial.arm == "random":
+        directions = random_directions(setup.depth, trial.seed)
+    else:
+        directions = [list(arm.directions)] * setup.depth
+    model = make_model(setup, data, trial.seed, directions=directions, scattn=arm.scattn)
+    model.to(device)
+    losses = yield from fit(model, data, setup, setup.epochs, trial.seed, graph)
+    loss, accuracy = evaluate(model, data)
+    if not np.isfinite([*losses, loss]).all():
+        raise ValueError(f"{trial}: the loss is not finite: {losses}")
+    return {
+        "accuracy": accuracy,
+        "test_loss": loss,
+        "losses": losses,
+        "directions": directions,
+        "search": found,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "images": [len(data.train[1]), len(data.test[1])],
+        "seconds": time.perf_counter() - start,
+        "ended": time.time(),
+    }
