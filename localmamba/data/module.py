@@ -171,7 +171,7 @@ class ImageData(LightningDataModule):
         self.seed = seed
         self.augment = BatchAugmentation(spec, self.augmentation)
         self.bad = bad or BadImages(settings.bad_images, settings.bad_share)
-        self._steps_done = 0
+        self._batches_done = 0
         self._datasets: dict[tuple[str, bool], ImageFiles | ImageTensors] = {}
 
     def dataset(self, split: str, training: bool = False) -> ImageFiles | ImageTensors:
@@ -224,8 +224,10 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Shuffled, whole batches only; a set smaller than a batch is one batch."""
-        batches = EpochBatches(self.parts(), self.settings.batch_size, self.seed, *self._process())
-        batches.seek(self._steps_done)
+        rank, world_size = self._process()
+        passes, size = self.settings.passes(world_size)
+        batches = EpochBatches(self.parts(), size, self.seed, rank, world_size, passes)
+        batches.seek(self._batches_done)
         return self.loader(self.dataset("train", training=True), batches)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
@@ -237,7 +239,7 @@ class ImageData(LightningDataModule):
     def share(self, positions: np.ndarray) -> list[list[int]]:
         """This process's batches of some images, in order; every process has as many batches."""
         rank, world_size = self._process()
-        batches = -(-len(positions) // (world_size * self.settings.batch_size))
+        batches = -(-len(positions) // (world_size * self.settings.passes(world_size)[1]))
         return [b.tolist() for b in np.array_split(positions[rank::world_size], batches)]
 
     def loader(
@@ -289,7 +291,7 @@ class ImageData(LightningDataModule):
         """The position in the data and what has been left out of it, for a checkpoint."""
         assert self.trainer is not None
         return {
-            "steps_done": self.trainer.fit_loop.total_batch_idx + 1,
+            "batches_done": self.trainer.fit_loop.total_batch_idx + 1,
             "images": len(self.source.split("train")),
             "left_out": self.bad.left_out.get("train", []),
         }
@@ -308,7 +310,7 @@ class ImageData(LightningDataModule):
                 f"{self.source.name} has {now} training images; it had {before} when the run was "
                 "saved"
             )
-        self._steps_done = state_dict["steps_done"]
+        self._batches_done = state_dict["batches_done"]
         if state_dict["left_out"] != self.bad.left_out.get("train", []):
             self.bad.left_out["train"] = state_dict["left_out"]
             self._datasets.pop(("train", True), None)

@@ -20,7 +20,10 @@ class EpochBatches(Sampler[list[int]]):
         batch_size: Images of a part in a batch, at most.
         seed: Seed of the order.
         rank: Index of this process.
-        world_size: Number of processes; together they take `world_size * batch_size` images a step.
+        world_size: Number of processes.
+        passes: Batches of a process in a training step. The processes together take the next
+            `world_size * passes * batch_size` images in every step: how a step is cut does not
+            change which images it has.
     """
 
     def __init__(
@@ -30,12 +33,14 @@ class EpochBatches(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        passes: int = 1,
     ):
         self.parts = parts
         self.images = sum(map(len, parts))
-        self.batch_size = max(1, min(batch_size, len(parts[0]) // world_size))
-        self.steps = max(1, len(parts[0]) // (self.batch_size * world_size))
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        cuts = world_size * passes
+        self.batch_size = max(1, min(batch_size, len(parts[0]) // cuts))
+        self.steps = max(1, len(parts[0]) // (self.batch_size * cuts)) * passes
+        self.seed, self.rank, self.world_size, self.passes = seed, rank, world_size, passes
         self.epoch = self.start = 0
         self.sampler = self  # where Lightning looks for set_epoch
 
@@ -50,7 +55,8 @@ class EpochBatches(Sampler[list[int]]):
             for part in self.parts
         ]
         for step in range(self.start, self.steps):
-            first = (step * self.world_size + self.rank) * self.batch_size
+            whole, part = divmod(step, self.passes)
+            first = ((whole * self.world_size + self.rank) * self.passes + part) * self.batch_size
             batch = np.concatenate([order[first : first + self.batch_size] for order in orders])
             yield (batch + self.epoch * self.images).tolist()
 
@@ -59,6 +65,6 @@ class EpochBatches(Sampler[list[int]]):
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
-    def seek(self, steps: int) -> None:
-        """Goes to the place where so many steps of the whole training are done."""
-        self.epoch, self.start = divmod(steps, self.steps)
+    def seek(self, batches: int) -> None:
+        """Goes to the place where so many batches of the whole training are done."""
+        self.epoch, self.start = divmod(batches, self.steps)

@@ -12,7 +12,9 @@ class ImageSettings:
     Attributes:
         image_size: Side of the square input images; by default the model's.
         crop_pct: Fraction of the side kept by the centre crop; by default the model's.
-        batch_size: Number of images per batch.
+        batch_size: Images of a training step, on all devices together.
+        device_batch: Images that a device takes at a time, at most; a step then adds up the
+            gradients of several passes. By default all that are its share of the batch.
         workers: Number of processes that read image files; by default one per core, up to 8.
             Digits and Fashion-MNIST are held in memory and use none.
         held_out: Fraction of each class to hold out, for a folder without split folders.
@@ -28,6 +30,7 @@ class ImageSettings:
     image_size: int | None = None
     crop_pct: float | None = None
     batch_size: int = 128
+    device_batch: int | None = None
     workers: int | None = None
     held_out: float = 0.2
     split_seed: int = 0
@@ -38,6 +41,7 @@ class ImageSettings:
     def __post_init__(self) -> None:
         _check_minimum("image_size", self.image_size, 1)
         _check_minimum("batch_size", self.batch_size, 1)
+        _check_minimum("device_batch", self.device_batch, 1)
         _check_minimum("workers", self.workers, 0)
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}")
@@ -45,6 +49,28 @@ class ImageSettings:
             raise ValueError(f"bad_share must be between 0 and 1, got {self.bad_share}")
         if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
+
+    def passes(self, devices: int) -> tuple[int, int]:
+        """Returns the passes of a training step, and the images of each on one device.
+
+        Raises:
+            ValueError: If the batch cannot be cut so.
+        """
+        share, rest = divmod(self.batch_size, devices)
+        if rest:
+            raise ValueError(
+                f"batch_size {self.batch_size} is that of all {devices} devices; allowed: "
+                f"multiples of {devices}"
+            )
+        if self.device_batch is None or share <= self.device_batch:
+            return 1, share
+        if share % self.device_batch:
+            allowed = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+            raise ValueError(
+                f"device_batch {self.device_batch} does not divide a device's {share} images of a "
+                f"step; allowed: {allowed}"
+            )
+        return share // self.device_batch, self.device_batch
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from localmamba._format import format_metric
+from localmamba.tasks.optimization import ends_step
 from localmamba.tasks.run_folder import write_csv
 
 LINES = 10
@@ -77,13 +78,17 @@ class ProgressDisplay(Callback):
         self._progress: Progress | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows the bar, one step a batch."""
+        """Shows the bar."""
         del pl_module
         self._show(self.title, int(trainer.estimated_stepping_batches), trainer.global_step)
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Moves the bar."""
-        self._advance()
+        del module, outputs, batch
+        if ends_step(trainer, batch_idx):
+            self._advance()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the epoch's figures."""

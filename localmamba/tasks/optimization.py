@@ -3,6 +3,7 @@
 import math
 
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -36,3 +37,8 @@ def make_schedule(
 ) -> LambdaLR:
     """Makes the schedule `rate_at` of a training of so many steps."""
     return LambdaLR(optimizer, lambda step: rate_at(min(step / steps, 1), settings) / settings.lr)
+
+
+def ends_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Returns whether the optimizer steps after this batch of an epoch, which has whole steps."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0

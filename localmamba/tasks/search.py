@@ -24,6 +24,7 @@ from localmamba.search import (
 from localmamba.tasks.checkpoints import save_checkpoint
 from localmamba.tasks.classification import Classification
 from localmamba.tasks.job import SearchJob
+from localmamba.tasks.optimization import ends_step
 from localmamba.tasks.run_folder import finish, write_csv
 from localmamba.tasks.trainer import is_main_process, quiet_lightning
 from localmamba.tasks.training import Run
@@ -65,15 +66,22 @@ class SearchSteps(Callback):
         self.history: list[list[list[float]]] = []
         self.note = ""
         self._last: list[list[str]] = []
+        self._losses: list[Tensor] = []
+        self._held_out: list[tuple[Tensor, ...]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Moves a state that was restored before the model to the model's device."""
         del trainer, pl_module
         self.strategy.load_state_dict(self.strategy.state_dict())
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Sets the paths of the weights' batch."""
-        self.strategy.start_weight_pass()
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Sets the paths of the weights' batches of a step."""
+        del pl_module, batch
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._losses, self._held_out = [], []
+            self.strategy.start_weight_pass()
 
     def on_train_batch_end(
         self,
@@ -83,18 +91,25 @@ class SearchSteps(Callback):
         batch: tuple[Tensor, ...],
         batch_idx: int,
     ) -> None:
-        """Trains alpha on the other half of the batch, where the strategy has it so."""
-        del batch_idx
+        """Trains alpha on the other halves of a step's batches, where the strategy has it so."""
         assert isinstance(pl_module, Classification)
+        self._losses.append(outputs["loss"])  # divided by the number of batches of a step
+        self._held_out.append(batch[2:])
+        if not ends_step(trainer, batch_idx):
+            return
         reduce = trainer.strategy.reduce
-        self.strategy.record(reduce(outputs["loss"].clone(), reduce_op="mean"))
-        steps = trainer.num_training_batches * self.job.training.epochs
-        inputs = self.strategy.start_choice_pass(trainer.fit_loop.total_batch_idx / steps)
+        self.strategy.record(reduce(torch.stack(self._losses).sum(), reduce_op="mean"))
+        progress = (trainer.global_step - 1) / trainer.estimated_stepping_batches
+        inputs = self.strategy.start_choice_pass(progress)
         if inputs:
-            with trainer.precision_plugin.forward_context():
-                loss = pl_module.loss(*batch[2:])
-            gradients = torch.autograd.grad(loss, inputs)
-            self.strategy.finish_choice_pass([reduce(g, reduce_op="mean") for g in gradients])
+            total = [torch.zeros_like(tensor) for tensor in inputs]
+            for held_out in self._held_out:
+                with trainer.precision_plugin.forward_context():
+                    loss = pl_module.loss(*held_out) / len(self._held_out)
+                total = [
+                    a + b for a, b in zip(total, torch.autograd.grad(loss, inputs), strict=True)
+                ]
+            self.strategy.finish_choice_pass([reduce(g, reduce_op="mean") for g in total])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the probabilities and writes the choice as it stands."""

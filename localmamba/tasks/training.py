@@ -55,6 +55,7 @@ class Run(Generic[AnyJob]):
         pretrained: bool = False,
     ):
         self.job = job
+        job.images.passes(job.hardware.devices)  # refused before anything is loaded
         self.source = load_source(job.data, job.images)
         check_trainable(self.source)
         self.spec = input_spec(job.model, job.images, self.source.channels)
@@ -113,6 +114,7 @@ class Run(Generic[AnyJob]):
             trainer = make_trainer(
                 job.hardware, callbacks, settings.epochs, settings.clip_grad, self.validates
             )
+            trainer.accumulate_grad_batches, _ = job.images.passes(trainer.world_size)
             fit(trainer, module, self.data, state)
             for callback in average:
                 # Again, for a run that was stopped after its last epoch.

@@ -173,22 +173,22 @@ def test_no_file_is_written_unasked(job, tmp_path, monkeypatch):
 
 
 class StopAfter(Callback):
-    """Interrupts a training in the step that follows so many."""
+    """Interrupts a training in the batch that follows so many."""
 
-    def __init__(self, steps: int):
-        self.steps = steps
+    def __init__(self, batches: int):
+        self.batches = batches
 
     def on_train_batch_start(self, trainer, *_):
-        if trainer.fit_loop.total_batch_idx == self.steps:
+        if trainer.fit_loop.total_batch_idx == self.batches:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("data", ["tensors", "files"])
+@pytest.mark.parametrize("data", ["tensors", "files", "passes"])
 def test_a_training_that_was_stopped_comes_to_the_same(job, data, tmp_path, monkeypatch):
     by_image = {"crop_scale": [0.5, 1.0], "color_jitter": 0.3, "workers": 2}
     settings = job(
         rotate=10, mixup=0.5, erasing=0.3, drop_path=0.2, ema=0.9, clip_grad=1.0, save_steps=2,
-        **(by_image if data == "files" else {}),
+        **(by_image if data == "files" else {}), device_batch=8 if data == "passes" else None,
     )  # fmt: skip
     whole = trained_weights(settings, tmp_path)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
@@ -197,8 +197,10 @@ def test_a_training_that_was_stopped_comes_to_the_same(job, data, tmp_path, monk
         folder.mkdir()
         if steps == 6:
             monkeypatch.setattr("localmamba.tasks.training.evaluate", interrupt)
+        # Between two passes of a step, if it has two.
+        batches = 2 * steps + 1 if data == "passes" else steps
         with pytest.raises(KeyboardInterrupt):
-            Training(settings).run(folder, callbacks=(StopAfter(steps),))
+            Training(settings).run(folder, callbacks=(StopAfter(batches),))
         monkeypatch.setattr("localmamba.tasks.training.evaluate", evaluate)
         torch.manual_seed(99)
         trained = Training(settings).run(folder, resume=True)
