@@ -98,8 +98,8 @@ class Classification(LightningModule):
         """Checks the last step."""
         self.finite.raise_if_not()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Logs accuracy, and the loss without label smoothing."""
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Logs accuracy, and the loss without label smoothing; returns the logits."""
         del batch_idx
         images, labels = batch
         logits = self.model(images).float()
@@ -109,6 +109,7 @@ class Classification(LightningModule):
             if metric is not None:
                 metric.update(logits, labels)
                 self.log(name, metric)
+        return logits
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Returns AdamW and a schedule that moves every step."""

@@ -16,6 +16,10 @@ def accuracy(out: str) -> float:
     return float(re.search(r"(\d+\.\d\d)\s+\d+\.\d{4}\s+\d+\s*$", out, re.MULTILINE)[1])
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
 def test_train_leaves_a_run(trained):
     found = {path.name for path in trained.iterdir()}
     assert found == {
@@ -27,28 +31,42 @@ def test_train_leaves_a_run(trained):
         "curves.png",
         "curves.svg",
     }
-    assert len(list(csv.DictReader((trained / "metrics.csv").open()))) == 12
+    assert len(read_csv(trained / "metrics.csv")) == 12
     assert json.loads((trained / "metrics.json").read_text())["accuracy"] == 1.0
     assert yaml.safe_load((trained / "config.yaml").read_text())["lr"] == 0.02
 
 
 def test_evaluate_gives_the_figures_of_the_training(run, trained, photos):
     checkpoint = trained / "model.safetensors"
-    said = run("evaluate", "--checkpoint", checkpoint, "--data", photos, "--output", "m.json")
-    assert said.code == 0
-    found, metrics = (json.loads(Path(p).read_text()) for p in ("m.json", trained / "metrics.json"))
+    said = run("evaluate", "--checkpoint", checkpoint, "--data", photos, "--output", "e")
+    assert said.code == 0, said.err
+    assert {path.name for path in Path("e").iterdir()} == {
+        "metrics.json",
+        "classes.csv",
+        "predictions.csv",
+        "confusion.png",
+        "confusion.svg",
+    }
+    found, metrics = (json.loads((f / "metrics.json").read_text()) for f in (Path("e"), trained))
     assert {key: found[key] for key in ("split", "accuracy", "loss", "images")} == {
         key: metrics[key] for key in ("split", "accuracy", "loss", "images")
     }
     assert accuracy(said.out) == 100 * metrics["accuracy"]
     assert metrics["images"] == 4  # a fifth of 12, twice
+    assert found["images_per_second"] > 0
+    assert found["model_images_per_second"] > 0
+    rows, classes = (read_csv(Path("e", name)) for name in ("predictions.csv", "classes.csv"))
+    assert all(Path(row["image"]).parent.name == row["class"] == row["predicted"] for row in rows)
+    assert [row["recall"] for row in classes] == ["1.0"] * 2
 
 
 def test_evaluate_takes_all_images_of_a_folder_not_trained_on(run, trained, photos, tmp_path):
     other = shutil.copytree(photos, tmp_path / "others")
     said = run("evaluate", "--checkpoint", trained / "model.safetensors", "--data", other)
     assert "all images" in said.out
-    assert said.out.rstrip().endswith("24")
+    assert accuracy(said.out) == 100
+    found = json.loads(Path("runs/evaluate-localvim_demo-others/metrics.json").read_text())
+    assert (found["split"], found["images"]) == ("all", 24)
 
 
 def test_the_same_run_again_from_its_config(run, trained, tmp_path):
@@ -153,6 +171,18 @@ def test_bad_images_stop_the_training_or_are_counted(run, photos, tiny, tmp_path
             "evaluate",
             ("--checkpoint", "{trained}", "--data", "{photos}", "--split", "test"),
             "has no split 'test'; it has: all, train, val",
+        ),
+        ("evaluate", ("--data", "digits"), "name one checkpoint: --checkpoint FILE, or --released"),
+        ("evaluate", ("--data", "digits", "--released", "no"), "released needs the name of its"),
+        (
+            "evaluate",
+            ("--data", "digits", "--released", "no", "--model", "vim_tiny"),
+            "no checkpoint file at 'no'",
+        ),
+        (
+            "evaluate",
+            ("--checkpoint", "{trained}", "--data", "{photos}", "--real", "timm"),
+            "real needs a model of the 1000 classes of ImageNet; this one has 2",
         ),
     ],
 )

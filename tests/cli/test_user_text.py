@@ -31,8 +31,8 @@ def test_commands(run, photos, tiny, tmp_path):
     assert "w[/ph], val images" in said.out
     assert "in r[/un]:" in said.out
     checkpoint = Path("r[/un]/model.safetensors")
-    said = run("evaluate", "--checkpoint", checkpoint, "--data", "w[/ph]", "--output", "[/m].json")
-    assert (said.code, said.out.count("[/m].json")) == (0, 1)
+    said = run("evaluate", "--checkpoint", checkpoint, "--data", "w[/ph]", "--output", "[/m]")
+    assert (said.code, said.out.count("in [/m]:")) == (0, 1)
     said = run(
         "predict", folder / "cat[adult]" / "00.png", "n[bold].png", "--checkpoint", checkpoint
     )

@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from localmamba.benchmark import Result, Setting
 from localmamba.figures.benchmarks import draw_benchmark
+from localmamba.figures.confusion import draw_confusion
 from localmamba.figures.curves import draw_curves
 from localmamba.figures.directions import draw_directions
 from localmamba.figures.probabilities import draw_probabilities
@@ -94,3 +95,30 @@ def test_titles_are_drawn_as_they_are(title, tmp_path):
             save_figure(figure, tmp_path / str(i))
     texts = [text.get_text() for text in figures[2].axes[1].get_legend().get_texts()]
     assert texts == [f"{title}: 50.00 %"]
+
+
+def test_confusion_of_few_classes_has_a_number_for_each_pair(tmp_path):
+    matrix = np.array([[3, 1, 0], [0, 400, 1], [0, 0, 0]])
+    figure = draw_confusion(matrix, ["cat, Felis catus", "$dog", "a" * 99], "title")
+    axes = figure.axes[0]
+    texts = {(round(t.get_position()[1]), round(t.get_position()[0])): t for t in axes.texts}
+    shown = {place: text.get_text() for place, text in texts.items()}
+    assert shown == {(0, 0): "75", (0, 1): "25", (1, 1): "100", (1, 2): "<1"}
+    ticks = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert ticks == ["cat", "$dog", "a" * 23 + "…"]
+    save_figure(figure, tmp_path / "confusion")
+
+
+def test_confusion_of_many_classes_loses_no_error(tmp_path):
+    generator = np.random.default_rng(0)
+    matrix = np.diag(np.full(1000, 47)) + (generator.random((1000, 1000)) < 0.003)
+    matrix[123, 321] = 40
+    figure = draw_confusion(matrix, [f"n{i}" for i in range(1000)])
+    errors, _, pairs, recall = figure.axes  # the second is the colour bar
+    cells = errors.images[0].get_array()
+    assert cells.shape == (100, 100)
+    assert cells.sum() == matrix.sum() - matrix.trace()
+    assert cells[12, 32] >= 40
+    assert pairs.get_yticklabels()[0].get_text() == "n123 → n321"
+    assert sum(bar.get_height() for bar in recall.patches) == 1000
+    save_figure(figure, tmp_path / "confusion")
