@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,3 +61,25 @@ def test_two_processes_come_to_what_one_does(command, tmp_path, run):
     else:
         assert second["entropy"] == pytest.approx(first["entropy"], abs=1e-3)
         assert second["train_loss"] == pytest.approx(first["train_loss"], abs=1e-4)
+
+
+def test_two_processes_evaluate_every_image_once(run, trained, photos, tmp_path):
+    folder = shutil.copytree(photos, tmp_path / "images")
+    (folder / "red" / "03.png").unlink()  # 23 images: the processes have different numbers
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    words = ["evaluate", "--checkpoint", trained / "model.safetensors", "--data", folder]
+    words = [*map(str, words), "--device", "cpu", "--batch_size", "4", "--workers", "0"]
+    done = subprocess.run(
+        [sys.executable, str(script), *words, "--devices", "2", "--output", "two"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\nin two:") == 1
+    assert run(*words, "--output", "one").code == 0
+    one, two = (json.loads(Path(f, "metrics.json").read_text()) for f in ("one", "two"))
+    assert two["images"] == 23
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    first, second = (Path(f, "predictions.csv").read_text().splitlines() for f in ("one", "two"))
+    assert [line.rsplit(",", 1)[0] for line in first] == [s.rsplit(",", 1)[0] for s in second]

@@ -66,7 +66,7 @@ def test_checkpoint_evaluates_to_the_metrics_of_the_training(job, tmp_path):
     source, split = load_evaluated(card, "digits", settings, None)
     found = evaluate_model(model, ImageData(source, card.input, settings, evaluated=split), CPU)
     metrics = found.metrics()
-    assert {name: metrics[name] for name in trained.card.metrics} == dict(trained.card.metrics)
+    assert trained.card.metrics == pytest.approx({n: metrics[n] for n in trained.card.metrics})
 
 
 def test_predictions_of_files_agree_with_the_evaluation(job, tmp_path):
