@@ -105,10 +105,10 @@ def evaluate(
     classes, title = describe(card.classes), f"{card.model}, {data}, {chosen} images"
     rows = found.per_class()
     paths = [
-        write_json(folder / "metrics.json", content),
         write_csv(folder / "classes.csv", rows),
         write_csv(folder / "predictions.csv", found.predictions()),
         *save_figure(draw_confusion(found.confusion(), classes, title), folder / "confusion"),
+        write_json(folder / "metrics.json", content),
     ]
     print_results(console, f"{data}, {chosen} images", {card.model: metrics})
     console.print(_worst(rows, dict(zip(card.classes, classes, strict=True))))

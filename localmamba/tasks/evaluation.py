@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class Evaluation:
         labels: Label of each image, [n].
         ranked: The likeliest classes of each image, best first, [n, k].
         confidence: Probability of the likeliest class, [n].
-        loss: Mean cross entropy.
+        losses: Cross entropy of each image, [n].
         rate: Images per second, from the start of the readers to the last metric.
         model_rate: Images per second of the forward passes alone, over all devices; without the
             first, which may compile kernels, if there are more.
@@ -59,7 +60,7 @@ class Evaluation:
     labels: np.ndarray
     ranked: np.ndarray
     confidence: np.ndarray
-    loss: float
+    losses: np.ndarray
     rate: float
     model_rate: float
 
@@ -68,7 +69,12 @@ class Evaluation:
         hits = self.ranked == self.labels[:, None]
         top5 = {"top5": float(hits.any(1).mean())} if len(self.classes) > TOP else {}
         accuracy = float(hits[:, 0].mean())
-        return {"accuracy": accuracy, **top5, "loss": self.loss, "images": len(self.labels)}
+        return {
+            "accuracy": accuracy,
+            **top5,
+            "loss": float(self.losses.mean()),
+            "images": len(hits),
+        }
 
     def predictions(self) -> list[dict[str, Any]]:
         """Returns a row for each image: its class, the predicted one and its probability."""
@@ -121,7 +127,7 @@ class _Recorder(Callback):
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._ranked: list[tuple[Tensor, Tensor]] = []
+        self._kept: list[tuple[Tensor, ...]] = []
         self._times: list[tuple[int, Any, Any]] = []
         self._start = 0.0
         self._before: Any = None
@@ -136,21 +142,21 @@ class _Recorder(Callback):
         self._before = _now(pl_module.device)
 
     def on_validation_batch_end(
-        self, _: Trainer, pl_module: LightningModule, outputs: Any, *__: Any
+        self, _: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *__: Any
     ) -> None:
-        """Keeps the predictions, on their device."""
+        """Keeps the likeliest classes, their probability and the loss, on their device."""
         self._times.append((len(outputs), self._before, _now(pl_module.device)))
         best = outputs.softmax(-1).topk(min(TOP, outputs.shape[-1]))
-        self._ranked.append((best.indices, best.values[:, 0]))
+        loss = F.cross_entropy(outputs, batch[1], reduction="none")
+        self._kept.append((best.indices, best.values[:, 0], loss))
 
     def on_validation_end(self, *_: Any) -> None:
         """Stops the clock."""
         self.seconds = time.perf_counter() - self._start
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ranked classes and the confidence of this process's images."""
-        ranked, confidence = (torch.cat(parts).cpu() for parts in zip(*self._ranked, strict=True))
-        return ranked.numpy(), confidence.numpy()
+    def arrays(self) -> list[np.ndarray]:
+        """Returns what was kept of this process's images."""
+        return [torch.cat(parts).cpu().numpy() for parts in zip(*self._kept, strict=True)]
 
     def model_rate(self) -> float:
         """Returns images per second of the forward passes."""
@@ -191,19 +197,21 @@ def evaluate_model(
     module = Classification(model, len(data.source.classes))
     with quiet_lightning():
         trainer = make_trainer(hardware, [*display, recorder])
-    loss = evaluate(trainer, module, data)["loss"]
+        trainer.validate(module, datamodule=data, verbose=False)
     dataset = data.dataset(data.evaluated)
     labels = np.asarray(dataset.labels)
     files = dataset.examples.images if isinstance(dataset, ImageFiles) else range(len(labels))
     positions = np.concatenate(data.share(np.arange(len(labels)))).astype(int)
     parts = _gather((positions, *recorder.arrays(), recorder.model_rate()))
     order = np.argsort(np.concatenate([part[0] for part in parts]))
-    ranked, confidence = (np.concatenate([part[i] for part in parts])[order] for i in (1, 2))
-    if broken := int((~np.isfinite(confidence)).sum()):
+    ranked, confidence, losses = (
+        np.concatenate([part[i] for part in parts])[order] for i in (1, 2, 3)
+    )
+    if broken := int((~np.isfinite(losses)).sum()):
         raise ValueError(f"the model puts out NaN or infinity for {broken} of {len(order)} images")
-    rates = len(order) / recorder.seconds, sum(part[3] for part in parts)
+    rates = len(order) / recorder.seconds, sum(part[-1] for part in parts)
     images = tuple(map(str, files))
-    return Evaluation(data.source.classes, images, labels, ranked, confidence, loss, *rates)
+    return Evaluation(data.source.classes, images, labels, ranked, confidence, losses, *rates)
 
 
 def _gather(value: Any) -> list[Any]:

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from scipy.special import softmax
+from sklearn.metrics import (
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 from torch import nn
 
 from localmamba.data import Examples, ImageSettings, InputSpec, Source
@@ -17,9 +23,9 @@ SPEC = InputSpec(8, 1, (0.5,), (0.5,))
 def evaluation(labels: list[int], ranked: list[list[int]], classes: str) -> Evaluation:
     count = len(labels)
     images = tuple(map(str, range(count)))
-    confidence = np.full(count, 0.5)
+    confidence, losses = np.full(count, 0.5), np.full(count, 0.25)
     return Evaluation(
-        tuple(classes), images, np.array(labels), np.array(ranked), confidence, 0.25, 1.0, 1.0
+        tuple(classes), images, np.array(labels), np.array(ranked), confidence, losses, 1.0, 1.0
     )
 
 
@@ -80,6 +86,7 @@ def test_a_model_is_evaluated_as_by_scikit_learn():
     assert (found.ranked == np.argsort(-logits, axis=1)[:, :TOP]).all()
     metrics = found.metrics()
     assert metrics["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
+    assert metrics["loss"] == pytest.approx(log_loss(labels, softmax(logits, axis=1)))
     assert metrics["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
     assert (found.confusion() == confusion_matrix(labels, logits.argmax(1))).all()
     expected = precision_recall_fscore_support(labels, logits.argmax(1), zero_division=np.nan)
