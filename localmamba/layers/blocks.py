@@ -61,11 +61,7 @@ class _Block(nn.Module):
         self.mixer = mixer
 
     def _add_norm(
-        self,
-        hidden: Tensor,
-        residual: Tensor | None,
-        cos: Tensor | None,
-        sin: Tensor | None,
+        self, hidden: Tensor, residual: Tensor | None, cos: Tensor | None, sin: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Normalised tokens, and the new stream: residual + drop_path(hidden), rotated."""
         scale: Tensor | None = None

@@ -10,11 +10,7 @@ torch.fx.wrap("resize_table")
 
 
 def resize_table(
-    table: Tensor,
-    grid: tuple[int, int],
-    height: int,
-    width: int,
-    class_token: bool = False,
+    table: Tensor, grid: tuple[int, int], height: int, width: int, class_token: bool = False
 ) -> Tensor:
     """Resamples a position table to another grid, bicubically, as the released backbones do.
 

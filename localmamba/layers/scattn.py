@@ -70,11 +70,7 @@ class SCAttn(nn.Module):
                 trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(
-        self,
-        y: Tensor,
-        z: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, y: Tensor, z: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Computes the weights of the directions.
 
         Args:

@@ -104,9 +104,7 @@ class DenseBackbone(nn.Module):
 
 
 def load_released(
-    model: nn.Module,
-    source: str | os.PathLike[str] | Mapping[str, Any],
-    ema: bool | None = None,
+    model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Any], ema: bool | None = None
 ) -> nn.Module:
     """Loads a released checkpoint of LocalMamba, Vim or VMamba into a model, strictly.
 

@@ -304,10 +304,7 @@ class LocalVim(ScanModel):
         return torch.cat((x[:, :middle], x[:, middle + 1 :]), dim=1)
 
     def prune_intermediate_layers(
-        self,
-        indices: int | list[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Removes the blocks after the last chosen one; returns the chosen blocks' positions."""
         take, last = feature_take_indices(len(self.blocks), indices)

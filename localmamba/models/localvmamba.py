@@ -263,10 +263,7 @@ class LocalVMamba(ScanModel):
         return x, taken
 
     def prune_intermediate_layers(
-        self,
-        indices: int | list[int] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Removes the stages after the last chosen one; returns the chosen stages' positions."""
         take, last = feature_take_indices(len(self.stages), indices)

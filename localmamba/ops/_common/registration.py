@@ -112,9 +112,7 @@ class Op:
         return kind(stacked), kind([0] * len(stacked))
 
     def register_autograd(
-        self,
-        backward: Callable[..., Sequence[Tensor | None]],
-        setup_context: _SetupContext,
+        self, backward: Callable[..., Sequence[Tensor | None]], setup_context: _SetupContext
     ) -> None:
         """Registers the gradients, as `torch.library.register_autograd` takes them.
 

@@ -11,18 +11,7 @@ from torch import Tensor
 
 from .._common.backends import CHUNK
 from .._common.numba_jit import function, inline, kernel, run
-from .._common.rows import (
-    Rows,
-    Window,
-    floats,
-    load,
-    put,
-    row,
-    rows,
-    store,
-    take,
-    take_columns,
-)
+from .._common.rows import Rows, Window, floats, load, put, row, rows, store, take, take_columns
 from .._common.simd import (
     LANES,
     VECTOR_BYTES,
