@@ -13,10 +13,6 @@ COMPILED = {"jit", "kernel", "inline", "function", "_instruction", "overload"}
 """Decorators by Triton (`triton.jit`) and Numba: mypy cannot check what they compile."""
 
 
-NOT_YET: set[str] = set()
-"""Folders whose host code is being typed: to be emptied."""
-
-
 def decorators(function: ast.FunctionDef) -> set[str]:
     """Names of the decorators, without their arguments and modules."""
     called = (d.func if isinstance(d, ast.Call) else d for d in function.decorator_list)
@@ -39,8 +35,6 @@ def host_functions(tree: ast.AST) -> list[ast.FunctionDef]:
     "module", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
 )
 def test_host_functions_are_annotated(module: Path) -> None:
-    if module.parent.name in NOT_YET:
-        pytest.skip("being typed")
     untyped = []
     for function in host_functions(ast.parse(module.read_text())):
         arguments = function.args

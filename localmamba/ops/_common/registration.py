@@ -178,19 +178,59 @@ class Op:
 
         _LIBRARY.impl(self.name, rule, "Autograd")
 
+    def register_backward(
+        self,
+        kernel: Callable[..., Sequence[Tensor | None]],
+        reference: Callable[..., Sequence[Tensor | None]],
+        tensors: int,
+    ) -> None:
+        """Registers gradients that an op of its own computes, `<name>_backward`.
+
+        That op takes the gradient of the first output, the other outputs, which are kept for it,
+        and the arguments. Its own derivatives are those of its reference.
+
+        Args:
+            kernel: Computes the gradients of the first arguments, None where one is not given.
+            reference: The same in differentiable PyTorch.
+            tensors: Number of these arguments.
+        """
+        arguments, _, outputs = self.schema.removeprefix(f"{self.name}(").partition(") -> ")
+        kept = outputs.count("Tensor") - 1
+        others = "".join(f"Tensor output{i}, " for i in range(1, kept + 1))
+        backward = Op(
+            f"{self.name}_backward(Tensor dout, {others}{arguments}) -> Tensor[]",
+            kernel=lambda *args: contiguous(kernel(*args)),
+            fake=lambda *args: empty_gradients(args[1 + kept :][:tensors]),
+            reference=present_gradients(reference),
+            dispatch_on=1 + kept,
+        )
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            save_arguments(ctx, (*output[1:], *inputs) if kept else inputs)
+            ctx.set_materialize_grads(False)
+
+        def gradients(ctx: Any, dout: Tensor | None, *_: Tensor | None) -> list[Tensor | None]:
+            saved = saved_arguments(ctx)
+            given = saved[kept:]
+            found: list[Tensor | None] = [None] * len(given)
+            if dout is not None:
+                found[:tensors] = restore(backward(dout, *saved), given[:tensors])
+            return found
+
+        self.register_autograd(gradients, setup_context)
+        backward.register_second_derivative()
+
     def register_second_derivative(self) -> None:
         """Registers the derivatives of a backward op, computed through its reference."""
 
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             del output
-            ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
-            ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+            save_arguments(ctx, inputs)
 
         def backward(ctx: Any, *dgradients: Any) -> list[Tensor | None]:
             if isinstance(dgradients[0], Sequence):  # as torch.library.register_autograd gives them
                 dgradients = tuple(dgradients[0])
-            saved = ctx.saved_tensors
-            args = [b if a is None else a for a, b in zip(saved, ctx.others, strict=True)]
+            args = saved_arguments(ctx)
             wanted = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.requires_grad]
 
             def outputs(*tensors: Tensor) -> list[Tensor]:
@@ -240,6 +280,18 @@ class Op:
             return formula(*shapes)
 
         register_flop_formula(self.packets)(counted)
+
+
+def save_arguments(ctx: Any, arguments: Sequence[Any]) -> None:
+    """Saves arguments of an op, tensors and others, in the context of its backward pass."""
+    ctx.others = [None if isinstance(x, Tensor) else x for x in arguments]
+    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in arguments))
+
+
+def saved_arguments(ctx: Any) -> list[Any]:
+    """The arguments saved by `save_arguments`; checkpointing unpacks them only once."""
+    pairs = zip(ctx.saved_tensors, ctx.others, strict=True)
+    return [other if x is None else x for x, other in pairs]
 
 
 def define_function(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:

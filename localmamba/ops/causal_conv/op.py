@@ -3,20 +3,14 @@
 LocalVim's branches begin with it (paper figure 3a; Vim's block).
 """
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from .._common.backends import Backends
 from .._common.checks import check_index, check_shape
-from .._common.registration import (
-    Op,
-    cast_activations,
-    contiguous,
-    empty_gradients,
-    present_gradients,
-)
+from .._common.registration import Op, cast_activations
 from .._common.tokens import scan_major
 from . import reference
 
@@ -41,49 +35,20 @@ if TYPE_CHECKING:
 kernels: Backends[CausalConvKernels] = Backends(__package__)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
-    return kernels(x).forward(x, weight, bias, index)
-
-
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
     directions, steps = index.shape
     return scan_major(x.shape[0], directions, steps, x.shape[2], like=x)
 
 
-def _backward(du: Tensor, x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> list[Tensor]:
-    return contiguous(kernels(x).backward(du, x, weight, bias, index))
-
-
-def _backward_fake(du: Tensor, *inputs: Tensor) -> list[Tensor]:
-    return empty_gradients(inputs[:3])
-
-
 _conv = Op(
     "causal_conv(Tensor x, Tensor weight, Tensor bias, Tensor index) -> Tensor",
-    kernel=_forward,
+    kernel=lambda x, *args: kernels(x).forward(x, *args),
     fake=_fake,
     reference=reference.forward,
 )
-_conv_backward = Op(
-    "causal_conv_backward(Tensor du, Tensor x, Tensor weight, Tensor bias, Tensor index) "
-    "-> Tensor[]",
-    kernel=_backward,
-    fake=_backward_fake,
-    reference=present_gradients(reference.backward),
-    dispatch_on=1,
+_conv.register_backward(
+    lambda du, x, *args: kernels(x).backward(du, x, *args), reference.backward, tensors=3
 )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gradients(ctx: Any, du: Tensor) -> tuple[Tensor | None, ...]:
-    return *_conv_backward(du, *ctx.saved_tensors), None
-
-
-_conv.register_autograd(_gradients, _setup_context)
-_conv_backward.register_second_derivative()
 _conv.register_autocast(cast_activations([0]))
 _conv.register_flops(
     lambda x, weight, bias, index, **_: 2 * x[0] * index[0] * index[1] * x[2] * weight[2]

@@ -5,7 +5,7 @@ afterwards, so that a result does not depend on the number of threads.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +90,6 @@ def _run(
 
 
 @kernel
-@no_type_check
 def _pool_forward_kernel(counter, tasks, scratch, shape, y, z, sums):
     """Writes the sums over a block's tokens. Scratch rows: gate, y and K sums."""
     channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
@@ -125,7 +124,6 @@ def pool_forward(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
 
 
 @kernel
-@no_type_check
 def _pool_backward_kernel(counter, tasks, scratch, shape, y, z, dnormed, onto, dy, dz):
     """Writes the gradients of y, added to `onto`, and of z.
 
@@ -177,7 +175,6 @@ def pool_backward(
 
 
 @inline
-@no_type_check
 def _take_weights(inputs, b, shape, to):
     """Copies an image's channel weights to scratch memory, or ones; then the norm's parameters."""
     channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
@@ -192,13 +189,11 @@ def _take_weights(inputs, b, shape, to):
 
 
 @inline
-@no_type_check
 def _token_weight(weights, b, k, token):
     return load_float(row(weights, b, k, token)) if weights.base else ONE
 
 
 @inline
-@no_type_check
 def _weighted_sum(inputs, b, token, shape, weights, value, to):
     channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
     fill_row(0.0, vectors, to)
@@ -209,7 +204,6 @@ def _weighted_sum(inputs, b, token, shape, weights, value, to):
 
 
 @kernel
-@no_type_check
 def _combine_forward_kernel(counter, tasks, scratch, shape, inputs, out):
     """Writes the result. Scratch rows: gate, y, sum, channel weights, norm weight and bias."""
     channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
@@ -252,7 +246,6 @@ def combine_forward(inputs: CombineInputs) -> Tensor:
 
 
 @inline
-@no_type_check
 def _gate_and_norm_backward(b, token, shape, inputs, gradients, scratch, weights, parts, g):
     """Replaces the gradient of the result, in `g`, by that of the weighted sum."""
     channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
@@ -283,7 +276,6 @@ def _gate_and_norm_backward(b, token, shape, inputs, gradients, scratch, weights
 
 
 @inline
-@no_type_check
 def _sum_backward(b, token, shape, inputs, gradients, weights, parts, value, g):
     """Computes the gradients of y and its weights from that of the weighted sum, in `g`."""
     channels, vectors, size = shape.channels, shape.vectors, shape.row_bytes
@@ -300,7 +292,6 @@ def _sum_backward(b, token, shape, inputs, gradients, weights, parts, value, g):
 
 
 @kernel
-@no_type_check
 def _combine_backward_kernel(counter, tasks, scratch, shape, inputs, dout, gradients):
     """Writes all gradients.
 

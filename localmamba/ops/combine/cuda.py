@@ -8,7 +8,6 @@ channel weights to those of the means: both gradients of the outputs then end in
 """
 
 from functools import lru_cache
-from typing import no_type_check
 
 import torch
 import triton
@@ -94,7 +93,6 @@ def _contiguous(inputs: CombineInputs) -> CombineInputs:
 
 
 @triton.jit
-@no_type_check
 def _per_token(x, o_t):
     """Broadcasts a scalar to a tile like o_t by `+ o_t * 0`: no lane waits for another's load."""
     return x + o_t * 0
@@ -102,7 +100,6 @@ def _per_token(x, o_t):
 
 @Kernel
 @triton.jit
-@no_type_check
 def pool_forward_kernel(
     y, z, sums, z_b, z_t, length, blocks, eps,
     K: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr,
@@ -158,7 +155,6 @@ def pool_forward(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
 
 
 @triton.jit
-@no_type_check
 def _weighted_rows(
     rows, channel_weights, token_weights, o_bk, o_t, o_d, m_t, length, D: tl.constexpr
 ):  # fmt: skip
@@ -172,7 +168,6 @@ def _weighted_rows(
 
 
 @triton.jit
-@no_type_check
 def _weighted_sum(
     y, channel_weights, token_weights, i_b, o_t, o_d, m_t, length, K: tl.constexpr, D: tl.constexpr,
     BK: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr,
@@ -192,7 +187,6 @@ def _weighted_sum(
 
 @Kernel
 @triton.jit
-@no_type_check
 def combine_forward_kernel(
     y, channel_weights, token_weights, z, norm_weight, norm_bias, out,
     z_b, z_t, length, blocks, eps, K: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr,
@@ -235,7 +229,6 @@ def combine_forward(inputs: CombineInputs) -> Tensor:
 
 
 @triton.jit
-@no_type_check
 def _gate_backward(b_g, b_normed, b_z, p_dz, m):
     """Computes the gradient of the gated rows; stores that of the gate."""
     b_gate = sigmoid(b_z)
@@ -244,7 +237,6 @@ def _gate_backward(b_g, b_normed, b_z, p_dz, m):
 
 
 @triton.jit
-@no_type_check
 def _gate_and_norm_backward(
     b_sum, b_g, b_z, norm_weight, norm_bias, p_dz, o_t, o_d, m_t, D: tl.constexpr, eps
 ):  # fmt: skip
@@ -272,7 +264,6 @@ def _gate_and_norm_backward(
 
 @Kernel
 @triton.jit
-@no_type_check
 def sum_backward_kernel(
     dout, y, channel_weights, token_weights, z, norm_weight, norm_bias,
     dsum, dz, dnorm_weight, dnorm_bias, dout_b, dout_t, z_b, z_t, length, blocks, eps,
@@ -335,7 +326,6 @@ def _sum_backward(
 
 @Kernel
 @triton.jit
-@no_type_check
 def channel_weights_backward_kernel(
     dsum, y, token_weights, dchannel, sum_b, sum_t, length, channels, blocks,
     K: tl.constexpr, TOKENS: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
@@ -384,7 +374,6 @@ def _channel_weights_backward(dsum: Tensor, y: Tensor, token_weights: Tensor | N
 
 
 @triton.jit
-@no_type_check
 def _sum_to_y_backward(
     b_dsum, b_y, channel_weights, token_weights, dtoken, o_bk, o_t, o_d, m_t, length,
     D: tl.constexpr,
@@ -399,7 +388,6 @@ def _sum_to_y_backward(
 
 
 @triton.jit
-@no_type_check
 def _means_to_y_backward(gated, dmeans, o_bk, o_t, o_d, m_t, length, D: tl.constexpr, eps):
     """Computes the gradient of the gated y through the pooling."""
     b_g = float_rows(load_rows(_per_token(dmeans + o_bk * D, o_t), o_d, m_t, D))
@@ -409,7 +397,6 @@ def _means_to_y_backward(gated, dmeans, o_bk, o_t, o_d, m_t, length, D: tl.const
 
 @Kernel
 @triton.jit
-@no_type_check
 def y_backward_kernel(
     dsum, y, channel_weights, token_weights, dmeans, z, dy, dtoken, dz,
     sum_b, sum_t, z_b, z_t, length, blocks, eps,

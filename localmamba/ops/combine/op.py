@@ -15,14 +15,7 @@ from torch import Tensor
 
 from .._common.backends import Backends
 from .._common.checks import check_shape, check_together
-from .._common.registration import (
-    Op,
-    contiguous,
-    empty_gradients,
-    no_cast,
-    present_gradients,
-    restore,
-)
+from .._common.registration import Op, no_cast
 from .._common.tokens import accumulation_dtype
 from . import reference
 from .reference import CombineInputs, SCAttnInputs, SCAttnParameters
@@ -62,96 +55,34 @@ if TYPE_CHECKING:
 kernels: Backends[CombineKernels] = Backends(__package__)
 
 
-def _register(forward: Op, backward: Op, tensors: int) -> None:
-    """Registers first and second derivatives and autocast.
-
-    Args:
-        forward: The op. Its outputs but the first are kept for the backward pass.
-        backward: Takes the gradient of the first output, the others, and the arguments of
-            `forward`; returns the gradients of its tensors that are given.
-        tensors: Number of tensors among the arguments of `forward`; constants follow.
-    """
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        kept = () if isinstance(output, Tensor) else output[1:]
-        ctx.constants = inputs[tensors:]
-        ctx.save_for_backward(*kept, *inputs[:tensors])
-        ctx.set_materialize_grads(False)
-
-    def gradients(ctx: Any, dout: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        none = (None,) * len(ctx.constants)
-        if dout is None:
-            return (None,) * tensors + none
-        saved = ctx.saved_tensors  # asked for once: checkpointing unpacks them only once
-        return (*restore(backward(dout, *saved, *ctx.constants), saved[-tensors:]), *none)
-
-    forward.register_autograd(gradients, setup_context)
-    forward.register_autocast(no_cast)
-    backward.register_second_derivative()
-
-
-def _pool_forward(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
-    return kernels(y).pool_forward(y, z, eps)
-
-
-def _pool_fake(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
-    return y.new_empty((y.shape[0], y.shape[1], y.shape[3]), dtype=accumulation_dtype(y.dtype))
-
-
-def _pool_backward(dmeans: Tensor, y: Tensor, z: Tensor | None, eps: float) -> list[Tensor]:
-    return contiguous(kernels(y).pool_backward(dmeans, y, z, eps))
-
-
 _pool = Op(
     "pool_directions(Tensor y, Tensor? z, float eps) -> Tensor",
-    kernel=_pool_forward,
-    fake=_pool_fake,
+    kernel=lambda y, *args: kernels(y).pool_forward(y, *args),
+    fake=lambda y, *_: y.new_empty(
+        (y.shape[0], y.shape[1], y.shape[3]), dtype=accumulation_dtype(y.dtype)
+    ),
     reference=reference.pool_forward,
 )
-_register(
-    _pool,
-    Op(
-        "pool_directions_backward(Tensor dmeans, Tensor y, Tensor? z, float eps) -> Tensor[]",
-        kernel=_pool_backward,
-        fake=lambda dmeans, y, z, eps: empty_gradients((y, z)),
-        reference=present_gradients(reference.pool_backward),
-        dispatch_on=1,
-    ),
+_pool.register_backward(
+    lambda dmeans, y, *args: kernels(y).pool_backward(dmeans, y, *args),
+    reference.pool_backward,
     tensors=2,
 )
+_pool.register_autocast(no_cast)
 
-
-def _combine_forward(*args: Any) -> Tensor:
-    return kernels(args[0]).combine_forward(CombineInputs(*args))
-
-
-def _combine_backward(dout: Tensor, *args: Any) -> list[Tensor]:
-    return contiguous(kernels(args[0]).combine_backward(dout, CombineInputs(*args)))
-
-
-_COMBINE = (
-    "Tensor y, Tensor? channel_weights, Tensor? token_weights, Tensor? z, Tensor? norm_weight, "
-    "Tensor? norm_bias, float eps"
-)
 _combine = Op(
-    f"combine_directions({_COMBINE}) -> Tensor",
-    kernel=_combine_forward,
+    "combine_directions(Tensor y, Tensor? channel_weights, Tensor? token_weights, Tensor? z, "
+    "Tensor? norm_weight, Tensor? norm_bias, float eps) -> Tensor",
+    kernel=lambda y, *args: kernels(y).combine_forward(CombineInputs(y, *args)),
     fake=lambda y, *_: y.new_empty((y.shape[0], y.shape[2], y.shape[3])),
     reference=reference.combine_directions_reference,
 )
-_register(
-    _combine,
-    Op(
-        f"combine_directions_backward(Tensor dout, {_COMBINE}) -> Tensor[]",
-        kernel=_combine_backward,
-        fake=lambda dout, *args: empty_gradients(args[:6]),
-        reference=present_gradients(
-            lambda dout, *args: reference.combine_backward(dout, CombineInputs(*args))
-        ),
-        dispatch_on=1,
-    ),
+_combine.register_backward(
+    lambda dout, y, *args: kernels(y).combine_backward(dout, CombineInputs(y, *args)),
+    lambda dout, *args: reference.combine_backward(dout, CombineInputs(*args)),
     tensors=6,
 )
+_combine.register_autocast(no_cast)
 
 
 def _scattn_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -172,38 +103,28 @@ def _scattn_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _scattn_backward(
     dout: Tensor, means: Tensor, weights: Tensor, reduced: Tensor, *args: Any
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     backward = kernels(args[0]).scattn_backward
-    return contiguous(backward(dout, means, weights, reduced, SCAttnInputs(*args)))
+    return backward(dout, means, weights, reduced, SCAttnInputs(*args))
 
 
-_SCATTN = (
-    "Tensor y, Tensor? z, Tensor pool_weight, Tensor pool_bias, Tensor reduce_weight, "
-    "Tensor reduce_bias, Tensor select_weight, Tensor select_bias, Tensor? norm_weight, "
-    "Tensor? norm_bias, bool gate_first, float pool_eps, float norm_eps"
-)
 _scattn = Op(
-    f"scattn_combine({_SCATTN}) -> (Tensor, Tensor, Tensor, Tensor)",
+    "scattn_combine(Tensor y, Tensor? z, Tensor pool_weight, Tensor pool_bias, "
+    "Tensor reduce_weight, Tensor reduce_bias, Tensor select_weight, Tensor select_bias, "
+    "Tensor? norm_weight, Tensor? norm_bias, bool gate_first, float pool_eps, float norm_eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     kernel=_scattn_forward,
     fake=_scattn_fake,
     reference=lambda *args: reference.scattn_forward(SCAttnInputs(*args)),
 )
-_register(
-    _scattn,
-    Op(
-        f"scattn_combine_backward(Tensor dout, Tensor means, Tensor weights, Tensor reduced, "
-        f"{_SCATTN}) -> Tensor[]",
-        kernel=_scattn_backward,
-        fake=lambda dout, means, weights, reduced, *args: empty_gradients(args[:10]),
-        reference=present_gradients(
-            lambda dout, means, weights, reduced, *args: reference.scattn_backward(
-                dout, means, weights, reduced, SCAttnInputs(*args)
-            )
-        ),
-        dispatch_on=4,
+_scattn.register_backward(
+    _scattn_backward,
+    lambda dout, means, weights, reduced, *args: reference.scattn_backward(
+        dout, means, weights, reduced, SCAttnInputs(*args)
     ),
     tensors=10,
 )
+_scattn.register_autocast(no_cast)
 _scattn.register_flops(
     lambda y, z, pool_weight, pool_bias, reduce_weight, reduce_bias, select_weight, *_, **__: (
         2 * y[0] * y[1] * (prod(reduce_weight) + prod(select_weight))

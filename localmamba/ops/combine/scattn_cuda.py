@@ -8,7 +8,7 @@ last kernel computes the gradients of the parameters, each program a tile of bot
 rows, so that no partial sums are left.
 """
 
-from typing import NamedTuple, no_type_check
+from typing import NamedTuple
 
 import torch
 import triton
@@ -82,34 +82,29 @@ def _layers(means: Tensor, reduce_weight: Tensor) -> _Layers:
 
 
 @triton.jit
-@no_type_check
 def _dot(b_x, b_y, b_sum):
     """Computes b_sum + b_x @ b_y in the precision of float32."""
     return tl.dot(b_x, b_y, b_sum, input_precision="tf32x3")
 
 
 @triton.jit
-@no_type_check
 def _gelu(x):
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
 
 
 @triton.jit
-@no_type_check
 def _gelu_grad(x):
     normal = tl.exp(-0.5 * x * x) * 0.3989422804014327
     return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * normal
 
 
 @triton.jit
-@no_type_check
 def _row_offsets(i_n, BN: tl.constexpr):
     """Returns the rows of a tile, [BN, 1], in 64 bits."""
     return i_n.to(tl.int64) * BN + tl.arange(0, BN)[:, None]
 
 
 @triton.jit
-@no_type_check
 def _sum_splits(partials, rows, width, o_n, o_r, m, SPLITS: tl.constexpr):
     """Computes a tile of a sum over channels from its partial sums [SPLITS, rows, width]."""
     b_sum = load(partials + o_n * width + o_r, m)
@@ -120,7 +115,6 @@ def _sum_splits(partials, rows, width, o_n, o_r, m, SPLITS: tl.constexpr):
 
 @Kernel
 @triton.jit
-@no_type_check
 def reduced_forward_kernel(
     means, pool_weight, pool_bias, reduce_weight, partials, rows, channels, width, share,
     BN: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
@@ -144,7 +138,6 @@ def reduced_forward_kernel(
 
 @Kernel
 @triton.jit
-@no_type_check
 def weights_forward_kernel(
     partials, reduce_bias, select_weight, select_bias, reduced, weights, rows, channels, width,
     SPLITS: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
@@ -193,7 +186,6 @@ def weights_forward(means: Tensor, parameters: SCAttnParameters) -> tuple[Tensor
 
 
 @triton.jit
-@no_type_check
 def _sum_blocks(x, o_n, o_d, m, blocks, channels, CHUNK: tl.constexpr):
     """Computes a tile [BN, BD] of the sum over axis 1 of x [rows, blocks, channels]."""
     b_sum = tl.zeros(m.shape, tl.float32)
@@ -206,7 +198,6 @@ def _sum_blocks(x, o_n, o_d, m, blocks, channels, CHUNK: tl.constexpr):
 
 @Kernel
 @triton.jit
-@no_type_check
 def logits_backward_kernel(
     dweights, weights, select_weight, dlogits, partials, rows, channels, width, share, blocks,
     CHUNK: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
@@ -232,7 +223,6 @@ def logits_backward_kernel(
 
 @Kernel
 @triton.jit
-@no_type_check
 def means_backward_kernel(
     partials, reduced, reduce_weight, pool_weight, means, dreduced, dmeans, dpool,
     rows, channels, width,
@@ -267,7 +257,6 @@ def means_backward_kernel(
 
 
 @triton.jit
-@no_type_check
 def _sum_rows(x, out, rows, channels, o_d, BN: tl.constexpr):
     """Stores the sum over rows of some columns [1, BD] of x."""
     b_sum = tl.zeros([BN, o_d.shape[1]], tl.float32)
@@ -279,7 +268,6 @@ def _sum_rows(x, out, rows, channels, o_d, BN: tl.constexpr):
 
 @Kernel
 @triton.jit
-@no_type_check
 def parameters_backward_kernel(
     means, reduced, dlogits, dreduced, dpool, pool_weight, pool_bias,
     dpool_weight, dpool_bias, dreduce_weight, dreduce_bias, dselect_weight, dselect_bias,

@@ -4,21 +4,14 @@ LocalVMamba's blocks begin with it (paper figure 3b; VMamba's block).
 """
 
 from math import prod
-from typing import TYPE_CHECKING, Any, Optional, Protocol
+from typing import TYPE_CHECKING, Optional, Protocol
 
 import torch
 from torch import Tensor
 
 from .._common.backends import Backends
 from .._common.checks import check_shape
-from .._common.registration import (
-    Op,
-    cast_activations,
-    contiguous,
-    empty_gradients,
-    present_gradients,
-    restore,
-)
+from .._common.registration import Op, cast_activations
 from . import reference
 
 
@@ -42,48 +35,15 @@ if TYPE_CHECKING:
 kernels: Backends[DepthwiseConvKernels] = Backends(__package__)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return kernels(x).forward(x, weight, bias)
-
-
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
-    return contiguous(kernels(x).backward(dy, x, weight, bias))
-
-
-def _backward_fake(dy: Tensor, *inputs: Tensor | None) -> list[Tensor]:
-    return empty_gradients(inputs)
-
-
 _conv = Op(
     "depthwise_conv(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    kernel=_forward,
-    fake=_fake,
+    kernel=lambda x, *args: kernels(x).forward(x, *args),
+    fake=lambda x, *_: x.new_empty(x.shape),
     reference=reference.forward,
 )
-_conv_backward = Op(
-    "depthwise_conv_backward(Tensor dy, Tensor x, Tensor weight, Tensor? bias) -> Tensor[]",
-    kernel=_backward,
-    fake=_backward_fake,
-    reference=present_gradients(reference.backward),
-    dispatch_on=1,
+_conv.register_backward(
+    lambda dy, x, *args: kernels(x).backward(dy, x, *args), reference.backward, tensors=3
 )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    inputs = ctx.saved_tensors
-    return tuple(restore(_conv_backward(dy, *inputs), inputs))
-
-
-_conv.register_autograd(_gradients, _setup_context)
-_conv_backward.register_second_derivative()
 _conv.register_autocast(cast_activations([0]))
 _conv.register_flops(lambda x, weight, bias, **_: 2 * prod(x) * weight[2] * weight[3])
 

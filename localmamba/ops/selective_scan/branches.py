@@ -12,15 +12,7 @@ import torch
 from torch import Tensor
 
 from .._common.checks import check_index, check_shape, check_together
-from .._common.registration import (
-    Op,
-    cast_activations,
-    contiguous,
-    empty_gradients,
-    in_dtypes,
-    present_gradients,
-    restore,
-)
+from .._common.registration import Op, cast_activations, in_dtypes
 from ..causal_conv.op import kernels as conv_kernels
 from . import reference
 from .op import kernels as scan_kernels
@@ -140,8 +132,8 @@ def _reference(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, params.zero_(), states.zero_()
 
 
-def _backward(dy: Tensor, *args: Any) -> list[Tensor]:
-    inputs, (params, states) = BranchInputs(*args[:-2]), args[-2:]
+def _backward(dy: Tensor, params: Tensor, states: Tensor, *args: Any) -> list[Tensor | None]:
+    inputs = BranchInputs(*args[:-1])
     x, rank = inputs.x, inputs.dt_weight.shape[2]
     kernels = scan_kernels(x)
     x_proj, dt_weight = kernels.align_weights(inputs.x_proj, inputs.dt_weight, x.dtype)
@@ -175,42 +167,22 @@ def _backward(dy: Tensor, *args: Any) -> list[Tensor]:
         )
     dx_proj = torch.cat((dx_proj[:, :rank], dx_proj[:, padded:]), dim=1)
     gradients = (dx, dconv_weight, dconv_bias, dx_proj, ddt_weight, ddt_bias, dA, dD)
-    return contiguous(in_dtypes(gradients, inputs[:8]))
+    return in_dtypes(gradients, inputs[:8])
 
 
-def _backward_fake(dy: Tensor, *args: Any) -> list[Tensor]:
-    return empty_gradients(args[:8])
-
-
-_INPUTS = (
-    "Tensor x, Tensor? conv_weight, Tensor? conv_bias, Tensor x_proj, Tensor dt_weight, "
-    "Tensor dt_bias, Tensor A, Tensor D, Tensor index"
-)
 _branches = Op(
-    f"s6_branches({_INPUTS}, bool save) -> (Tensor, Tensor, Tensor)",
+    "s6_branches(Tensor x, Tensor? conv_weight, Tensor? conv_bias, Tensor x_proj, "
+    "Tensor dt_weight, Tensor dt_bias, Tensor A, Tensor D, Tensor index, bool save) "
+    "-> (Tensor, Tensor, Tensor)",
     kernel=_forward,
     fake=_fake,
     reference=_reference,
 )
-_branches_backward = Op(
-    f"s6_branches_backward(Tensor dy, {_INPUTS}, Tensor params, Tensor states) -> Tensor[]",
-    kernel=_backward,
-    fake=_backward_fake,
-    reference=present_gradients(reference.s6_branches_backward),
-    dispatch_on=1,
+_branches.register_backward(
+    _backward,
+    lambda dy, params, states, *args: reference.s6_branches_backward(dy, *args[:-1]),
+    tensors=8,
 )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:-1], *output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    if dy is None:
-        return (None,) * 10
-    saved = ctx.saved_tensors
-    return (*restore(_branches_backward(dy, *saved), saved[:8]), None, None)
 
 
 class BranchSizes(NamedTuple):
@@ -249,8 +221,6 @@ def _flops(*shapes: Any) -> int:
     return 2 * sizes.batch * sizes.directions * per_direction
 
 
-_branches.register_autograd(_gradients, _setup_context)
-_branches_backward.register_second_derivative()
 _branches.register_autocast(cast_activations([0]))
 _branches.register_flops(_flops)
 

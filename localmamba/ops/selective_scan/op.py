@@ -10,14 +10,7 @@ from torch import Size, Tensor
 
 from .._common.backends import CHUNK, Backends, has_kernels
 from .._common.checks import check_index, check_shape
-from .._common.registration import (
-    Op,
-    cast_activations,
-    contiguous,
-    empty_gradients,
-    present_gradients,
-    restore,
-)
+from .._common.registration import Op, cast_activations
 from . import reference
 from .reference import ScanInputs
 
@@ -75,50 +68,22 @@ def _reference(*args: Any) -> tuple[Tensor, Tensor]:
     return reference.scan_forward(ScanInputs(*args[:-1]), args[-1])
 
 
-def _backward(dy: Tensor, *args: Any) -> list[Tensor]:
-    return contiguous(kernels(args[0]).scan_backward(dy, ScanInputs(*args[:-1]), args[-1]))
+def _backward(dy: Tensor, states: Tensor, *args: Any) -> list[Tensor | None]:
+    return kernels(args[0]).scan_backward(dy, ScanInputs(*args[:-1]), states)
 
 
-def _backward_fake(dy: Tensor, *args: Any) -> list[Tensor]:
-    return empty_gradients(args[:8])
+def _backward_reference(dy: Tensor, states: Tensor, *args: Any) -> list[Tensor | None]:
+    return reference.scan_backward(dy, ScanInputs(*args[:-1]), states)
 
 
-def _backward_reference(dy: Tensor, *args: Any) -> list[Tensor | None]:
-    return reference.scan_backward(dy, ScanInputs(*args[:-1]), args[-1])
-
-
-_INPUTS = (
-    "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
-    "Tensor? index, SymInt length, bool softplus"
-)
 _scan = Op(
-    f"selective_scan({_INPUTS}, bool save) -> (Tensor, Tensor)",
+    "selective_scan(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? dt_bias, Tensor? index, SymInt length, bool softplus, bool save) -> (Tensor, Tensor)",
     kernel=_forward,
     fake=_fake,
     reference=_reference,
 )
-_scan_backward = Op(
-    f"selective_scan_backward(Tensor dy, {_INPUTS}, Tensor states) -> Tensor[]",
-    kernel=_backward,
-    fake=_backward_fake,
-    reference=present_gradients(_backward_reference),
-    dispatch_on=1,
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, length, softplus, _ = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.length, ctx.softplus = length, softplus
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx: Any, dy: Tensor | None, dstates: Tensor | None) -> tuple[Tensor | None, ...]:
-    *inputs, index, states = ctx.saved_tensors
-    if dy is None:
-        return (None,) * 12
-    gradients = _scan_backward(dy, *inputs, index, ctx.length, ctx.softplus, states)
-    return (*restore(gradients, inputs), None, None, None, None)
+_scan.register_backward(_backward, _backward_reference, tensors=8)
 
 
 def scan_multiply_adds(
@@ -146,8 +111,6 @@ def _flops(
     return 2 * u[0] * A[0] * scan_multiply_adds(steps, A[1], A[2])
 
 
-_scan.register_autograd(_gradients, _setup_context)
-_scan_backward.register_second_derivative()
 _scan.register_autocast(cast_activations([0, 1, 3, 4, 6]))
 _scan.register_flops(_flops)
 
