@@ -1,8 +1,8 @@
 """Search for the scan directions of every layer: supernets, strategies and their choices."""
 
-from . import strategies  # noqa: F401 - registers the strategies
 from .choice import Choice, agreement, check_keep, entropy, top_directions
 from .mixers import SupernetLocalVimMixer, SupernetMixer, SupernetSS2D
+from .strategies import DEFAULT_STRATEGY
 from .strategy import (
     STRATEGIES,
     SearchSettings,
@@ -13,9 +13,6 @@ from .strategy import (
     search_step,
 )
 from .supernet import find_mixers, make_supernet, start_from_supernet
-
-DEFAULT_STRATEGY = "softmax"
-"""The paper's search."""
 
 __all__ = [
     "DEFAULT_STRATEGY",
