@@ -50,12 +50,12 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, device="cuda").to(dtype)
 
 
-def norms(batch: int, tokens: int, channels: int, centred: bool, dtype: torch.dtype) -> Timed:
+def norms(batch: int, tokens: int, channels: int, centered: bool, dtype: torch.dtype) -> Timed:
     """Norm of the residual stream: LayerNorm with stochastic depth, or RMSNorm."""
     hidden, dnormed = (random(batch, tokens, channels, dtype=dtype) for _ in range(2))
     residual, dstream = (random(batch, tokens, channels) for _ in range(2))
-    weight, bias = random(channels), random(channels) if centred else None
-    settings = (weight, bias, None, None, random(batch) if centred else None, EPS, dtype)
+    weight, bias = random(channels), random(channels) if centered else None
+    settings = (weight, bias, None, None, random(batch) if centered else None, EPS, dtype)
 
     def forward():
         return kernels.norm_forward(hidden, residual, *settings, True)

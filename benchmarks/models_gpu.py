@@ -2,7 +2,7 @@
 
     python benchmarks/models_gpu.py [FOLDER] [PART ...]
 
-In bfloat16 autocast; training is forward and backward without an optimiser step. Parts, by default
+In bfloat16 autocast; training is forward and backward without an optimizer step. Parts, by default
 all:
 
     eager         batch 128 at 224 x 224, kernels launched from Python

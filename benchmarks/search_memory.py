@@ -4,7 +4,7 @@
 
 The paper (section 4.2) reports 28 GB for that size, without batch or image size. Here: the LocalVim
 supernet of width 128, 224 x 224 images, bfloat16 autocast, AdamW with float32 states. Memory is the
-peak of allocated memory in a step, including weights and optimiser state; for sampled strategies,
+peak of allocated memory in a step, including weights and optimizer state; for sampled strategies,
 in a step that updates alpha too. For quality see benchmarks/fashion_mnist.
 """
 

@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fills uninitialised memory with NaN (integers: the largest), so that an unwritten cell shows.
+    """Fills uninitialized memory with NaN (integers: the largest), so that an unwritten cell shows.
 
     Kernels allocate their results and scratch with `torch.empty` and its like, or `numpy.empty`.
     """

@@ -36,7 +36,7 @@ def bench(
     """Measures speed and memory of models, ours and timm's; writes a table, a CSV and a figure.
 
     Inference is a forward pass; training is a forward pass, cross entropy and a backward pass,
-    without an optimiser step. Times are medians after warm-up, by CUDA events on a GPU. Memory is
+    without an optimizer step. Times are medians after warm-up, by CUDA events on a GPU. Memory is
     the peak allocated by tensors. The row of a model that fails (out of memory, for example) shows
     the error.
 

@@ -1,4 +1,4 @@
-"""Labelled images and data sets."""
+"""Labeled images and data sets."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +13,10 @@ from localmamba.data.images import UnreadableImageError, open_image
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled images, in memory or read from files on access.
+    """Labeled images, in memory or read from files on access.
 
     Attributes:
-        images: uint8 [n, H, W] (grey), or n paths.
+        images: uint8 [n, H, W] (gray), or n paths.
         labels: int64 [n].
     """
 
@@ -72,7 +72,7 @@ class Source:
     Attributes:
         name: Name, or absolute path of the folder.
         classes: Class names, in label order.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (gray) or 3 (RGB).
         splits: Some of `train`, `val` (evaluated during training), `test`, and `all` for a folder
             without split folders.
     """

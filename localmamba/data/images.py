@@ -38,10 +38,10 @@ class UnreadableImageError(ValueError):
 
 
 def open_image(file: str | Path | Encoded, min_side: int | None = None) -> Image.Image:
-    """Reads an image as 8-bit grey (mode L) or RGB.
+    """Reads an image as 8-bit gray (mode L) or RGB.
 
-    Takes the first frame or page and turns it as EXIF says. Alpha is dropped. Integer grey of 16
-    bits (12 in a TIFF that says so) is scaled by its range, float grey from 0..1.
+    Takes the first frame or page and turns it as EXIF says. Alpha is dropped. Integer gray of 16
+    bits (12 in a TIFF that says so) is scaled by its range, float gray from 0..1.
 
     Args:
         file: Path or content.
@@ -89,7 +89,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image, bits: int) -> Image.Image:
-    """Converts to L or RGB; integer grey has so many bits."""
+    """Converts to L or RGB; integer gray has so many bits."""
     mode = image.mode
     if mode in ("L", "RGB"):
         return image
@@ -111,10 +111,10 @@ def _to_8_bits(image: Image.Image, bits: int) -> Image.Image:
 def _scale(image: Image.Image, maximum: int) -> Image.Image:
     values = np.asarray(image)
     low, high = values.min(), values.max()
-    # Never scaled by the image's own range: the same grey must look the same in every image.
+    # Never scaled by the image's own range: the same gray must look the same in every image.
     if not 0 <= low <= high <= maximum:
         kind = "float" if image.mode == "F" else "integer"
-        raise ValueError(f"{kind} grey from {low:g} to {high:g}; allowed: 0 to {maximum}")
+        raise ValueError(f"{kind} gray from {low:g} to {high:g}; allowed: 0 to {maximum}")
     return Image.fromarray(np.round(values * (255 / maximum)).astype(np.uint8))
 
 

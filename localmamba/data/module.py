@@ -132,7 +132,7 @@ class ImageLoader(DataLoader[tuple[Tensor, int]]):
 
 
 class ImageData(LightningDataModule):
-    """A data set as batches of normalised images.
+    """A data set as batches of normalized images.
 
     Args:
         source: The data set.
@@ -272,7 +272,7 @@ class ImageData(LightningDataModule):
         return min(8, cpu_count() or 1) if workers is None else workers
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Tensor, ...]:
-        """Augments (training only) and normalises, on the device.
+        """Augments (training only) and normalizes, on the device.
 
         Returns:
             Images and labels; in a search with `choice_share`, those of the weights, then alpha's.

@@ -134,7 +134,7 @@ class InputSpec:
 
     Attributes:
         size: Side of the square image.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (gray) or 3 (RGB).
         mean: Mean per channel, of values in [0, 1].
         std: Standard deviation per channel.
         interpolation: Name of the resize filter.

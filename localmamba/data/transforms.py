@@ -30,13 +30,13 @@ def eval_transform(spec: InputSpec) -> Transform:
 
 
 def train_transform(spec: InputSpec, augmentation: Augmentation) -> Transform:
-    """Returns timm's crop, colour jitter and policy; output as that of `eval_transform`."""
+    """Returns timm's crop, color jitter and policy; output as that of `eval_transform`."""
     from timm.data import create_transform
 
     if not augmentation.per_image:
         return eval_transform(spec)
     whole = augmentation.crop_scale is None
-    crop, colour, to_tensor = create_transform(
+    crop, color, to_tensor = create_transform(
         spec.size,
         is_training=True,
         scale=(1.0, 1.0) if whole else augmentation.crop_scale,
@@ -48,9 +48,9 @@ def train_transform(spec: InputSpec, augmentation: Augmentation) -> Transform:
         normalize=False,
         separate=True,
     )
-    # timm's policies fill with an RGB colour, so grey images are converted after them.
+    # timm's policies fill with an RGB color, so gray images are converted after them.
     to_rgb = methodcaller("convert", "RGB")
-    return transforms.Compose([to_rgb, crop, colour, _to_mode(spec), to_tensor])
+    return transforms.Compose([to_rgb, crop, color, _to_mode(spec), to_tensor])
 
 
 def _to_mode(spec: InputSpec) -> Callable[[Image.Image], Image.Image]:
@@ -71,7 +71,7 @@ def _mean_std(spec: InputSpec, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 class BatchAugmentation:
-    """Flip, affine and elastic distortion, normalisation and erasing of a batch on its device.
+    """Flip, affine and elastic distortion, normalization and erasing of a batch on its device.
 
     Every image gets its own parameters. Random numbers come from PyTorch's global generator of the
     device, those of erasing from Python's.
@@ -84,7 +84,7 @@ class BatchAugmentation:
         self.distorts = any((a.rotate, a.shift, a.zoom, a.shear, a.elastic))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Maps uint8 [B, C, H, W] to augmented and normalised float32."""
+        """Maps uint8 [B, C, H, W] to augmented and normalized float32."""
         if self.augmentation.hflip:
             flip = torch.rand(len(images), device=images.device) < self.augmentation.hflip
             images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)

@@ -47,7 +47,7 @@ def draw_benchmark(results: Sequence[Result], caption: str = "") -> Figure:
 def _draw_bars(axes: Axes, results: list[Result], models: list[str]) -> None:
     rates = {result.setting.model: result.images_per_second for result in results}
     values = [rates.get(model, 0.0) for model in models]
-    bars = axes.barh(models, values, color=[_colour(model, models) for model in models])
+    bars = axes.barh(models, values, color=[_color(model, models) for model in models])
     labels = [f"{value:,.0f}" if value else "not measured" for value in values]
     axes.bar_label(bars, labels, fontsize=8, padding=3)
     axes.margins(x=0.15)
@@ -63,7 +63,7 @@ def _draw_lines(axes: Axes, results: list[Result], models: list[str]) -> None:
             (r.setting.size, r.tokens_per_second) for r in results if r.setting.model == model
         )
         sizes, rates = [size for size, _ in points], [rate for _, rate in points]
-        axes.plot(sizes, rates, "o-", ms=4, label=model, color=_colour(model, models))
+        axes.plot(sizes, rates, "o-", ms=4, label=model, color=_color(model, models))
     axes.set_xticks(sorted({result.setting.size for result in results}))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("image side in pixels")
@@ -71,5 +71,5 @@ def _draw_lines(axes: Axes, results: list[Result], models: list[str]) -> None:
     axes.yaxis.set_major_formatter("{x:,.0f}")
 
 
-def _colour(model: str, models: list[str]) -> str:
+def _color(model: str, models: list[str]) -> str:
     return PALETTE[models.index(model) % len(PALETTE)]

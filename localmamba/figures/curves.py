@@ -29,10 +29,10 @@ def draw_curves(histories: Mapping[str, Sequence[Row]], split: str, title: str =
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     for index, (name, rows) in enumerate(histories.items()):
-        colour = PALETTE[index % len(PALETTE)]
+        color = PALETTE[index % len(PALETTE)]
         epochs = [row["epoch"] for row in rows]
         marker = "o" if len(rows) == 1 else ""
-        style = {"color": colour, "lw": 1.6, "marker": marker}
+        style = {"color": color, "lw": 1.6, "marker": marker}
         losses.plot(epochs, [row["train_loss"] for row in rows], ls="--", alpha=0.7, **style)
         losses.plot(epochs, [row["val_loss"] for row in rows], **style)
         final = format_metric("accuracy", rows[-1]["val_accuracy"], " %")

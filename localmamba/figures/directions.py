@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .style import FAINT, FLIP, INK, PALE, colours, family, order_candidates, styled
+from .style import FAINT, FLIP, INK, PALE, colors, family, order_candidates, styled
 
 
 @styled
@@ -33,7 +33,7 @@ def draw_directions(
     layers = len(table)
     figure = Figure(figsize=(1.6 + 0.34 * max(layers, 10), 1.1 + 0.30 * len(rows)))
     axes = figure.subplots()
-    palette = colours(rows)
+    palette = colors(rows)
     for y, name in enumerate(rows):
         for x, chosen in enumerate(table):
             _draw_cell(axes, x, y, name, palette[family(name)] if name in chosen else PALE)
@@ -45,9 +45,9 @@ def draw_directions(
     return figure
 
 
-def _draw_cell(axes: Axes, x: int, y: int, name: str, colour: str) -> None:
-    hatch = "/////" if name.endswith(FLIP) and colour != PALE else None
-    cell = Rectangle((x - 0.44, y - 0.42), 0.88, 0.84, facecolor=colour, edgecolor="white")
+def _draw_cell(axes: Axes, x: int, y: int, name: str, color: str) -> None:
+    hatch = "/////" if name.endswith(FLIP) and color != PALE else None
+    cell = Rectangle((x - 0.44, y - 0.42), 0.88, 0.84, facecolor=color, edgecolor="white")
     cell.set(hatch=hatch, linewidth=0)
     axes.add_patch(cell)
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .style import FAINT, FLIP, PALE, PALETTE, colours, family, order_candidates, styled
+from .style import FAINT, FLIP, PALE, PALETTE, colors, family, order_candidates, styled
 
 _NAMED = 12
 """Maximum number of candidates with a legend; above it panels name only the kept directions."""
@@ -60,11 +60,11 @@ def draw_probabilities(
     return figure
 
 
-def _draw_line(axes: Axes, values: np.ndarray, name: str, colour: str, kept: bool) -> None:
+def _draw_line(axes: Axes, values: np.ndarray, name: str, color: str, kept: bool) -> None:
     axes.plot(
         range(1, len(values) + 1),
         values,
-        color=colour,
+        color=color,
         ls="--" if name.endswith(FLIP) else "-",
         lw=2.0 if kept else 0.8,
         marker="o" if len(values) == 1 else None,
@@ -75,25 +75,25 @@ def _draw_line(axes: Axes, values: np.ndarray, name: str, colour: str, kept: boo
 
 
 def _draw_all(axes: Axes, history: np.ndarray, candidates: list[str], kept: list[str]) -> None:
-    """Draws a few candidates, a colour per family."""
-    palette = colours(candidates)
+    """Draws a few candidates, a color per family."""
+    palette = colors(candidates)
     for index, name in enumerate(candidates):
         _draw_line(axes, history[:, index], name, palette[family(name)], name in kept)
 
 
 def _draw_kept(axes: Axes, history: np.ndarray, candidates: list[str], kept: list[str]) -> None:
-    """Draws many candidates: kept ones coloured and named in the panel, the others grey."""
+    """Draws many candidates: kept ones colored and named in the panel, the others gray."""
     last = history[-1]
     ranked = sorted(kept, key=lambda name: -last[candidates.index(name)])
     for index, name in enumerate(candidates):
         if name not in kept:
             _draw_line(axes, history[:, index], name, PALE, kept=False)
     for rank, name in enumerate(ranked):
-        colour = PALETTE[rank % len(PALETTE)]
-        _draw_line(axes, history[:, candidates.index(name)], name, colour, kept=True)
+        color = PALETTE[rank % len(PALETTE)]
+        _draw_line(axes, history[:, candidates.index(name)], name, color, kept=True)
         if rank < _MANY:
             y = 0.97 - 0.11 * rank
-            axes.text(0.03, y, name, transform=axes.transAxes, fontsize=7, color=colour, va="top")
+            axes.text(0.03, y, name, transform=axes.transAxes, fontsize=7, color=color, va="top")
 
 
 def _draw_legend(figure: Figure, axes: Axes, candidates: list[str]) -> None:

@@ -79,17 +79,17 @@ def _draw_path(axes: Axes, tokens: np.ndarray, width: int) -> None:
     path = LineCollection(list(lines), cmap="viridis", array=shades[:-1], lw=1.8, capstyle="round")
     path.set_clim(0, 1)
     axes.add_collection(path)
-    colours = path.get_cmap()(shades)
+    colors = path.get_cmap()(shades)
     if len(tokens) <= _NUMBERED:
-        _draw_steps(axes, points, colours)
+        _draw_steps(axes, points, colors)
     else:
-        axes.plot(*points[-1], "s", ms=7, color=colours[-1], zorder=3)
-        axes.plot(*points[0], "o", ms=8, color=colours[0], zorder=4)
+        axes.plot(*points[-1], "s", ms=7, color=colors[-1], zorder=3)
+        axes.plot(*points[0], "o", ms=8, color=colors[0], zorder=4)
 
 
-def _draw_steps(axes: Axes, points: np.ndarray, colours: np.ndarray) -> None:
+def _draw_steps(axes: Axes, points: np.ndarray, colors: np.ndarray) -> None:
     """Writes the number of each step on its token."""
-    for step, ((x, y), colour) in enumerate(zip(points, colours, strict=True), start=1):
-        axes.plot(x, y, "o", ms=14, color=colour, zorder=3)
-        ink = INK if colour[1] > 0.6 else "white"
+    for step, ((x, y), color) in enumerate(zip(points, colors, strict=True), start=1):
+        axes.plot(x, y, "o", ms=14, color=color, zorder=3)
+        ink = INK if color[1] > 0.6 else "white"
         axes.text(x, y, str(step), fontsize=7, color=ink, ha="center", va="center", zorder=4)

@@ -1,4 +1,4 @@
-"""Style of the figures: settings, colours distinguishable by colour-blind readers, saving.
+"""Style of the figures: settings, colors distinguishable by color-blind readers, saving.
 
 Figures are made by `Figure` without pyplot, so that no global state changes and no window opens.
 """
@@ -40,7 +40,7 @@ styled = matplotlib.rc_context(
 _FAMILIES = {"h": "#0072B2", "v": "#E69F00", "w2": "#009E73", "w7": "#D55E00"}
 _OTHERS = ("#CC79A7", "#56B4E9", "#7F6A00", "#5B4FA2", "#A1253A", "#4D7A1F")
 PALETTE = (*_FAMILIES.values(), *_OTHERS)
-"""Colours of models and runs, in their order."""
+"""Colors of models and runs, in their order."""
 
 
 def family(direction: str) -> str:
@@ -48,8 +48,8 @@ def family(direction: str) -> str:
     return direction.removesuffix(FLIP)
 
 
-def colours(candidates: list[str]) -> dict[str, str]:
-    """Assigns a colour to each family of directions; those of the paper's four are fixed."""
+def colors(candidates: list[str]) -> dict[str, str]:
+    """Assigns a color to each family of directions; those of the paper's four are fixed."""
     others = [name for name in dict.fromkeys(map(family, candidates)) if name not in _FAMILIES]
     return _FAMILIES | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(others)}
 

@@ -46,11 +46,11 @@ class DropPath(timm.layers.DropPath):
 
 
 class _Block(nn.Module):
-    """Base of the blocks: adds to the residual stream and normalises it, in one op.
+    """Base of the blocks: adds to the residual stream and normalizes it, in one op.
 
     Args:
         norm: An RMSNorm or LayerNorm.
-        mixer: Mixes the normalised tokens.
+        mixer: Mixes the normalized tokens.
         drop_path: Rate at which the incoming hidden tokens are dropped, by image.
     """
 
@@ -63,7 +63,7 @@ class _Block(nn.Module):
     def _add_norm(
         self, hidden: Tensor, residual: Tensor | None, cos: Tensor | None, sin: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Normalised tokens, and the new stream: residual + drop_path(hidden), rotated."""
+        """Normalized tokens, and the new stream: residual + drop_path(hidden), rotated."""
         scale: Tensor | None = None
         if residual is not None:
             if torch.jit.is_scripting() or self._drop_is_plain():

@@ -6,7 +6,7 @@ from torch import nn
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling a module does no more than an op that is given its parameters.
 
-    False for another class (adapters, quantised and parametrised layers, modules sharded by FSDP2),
+    False for another class (adapters, quantized and parametrized layers, modules sharded by FSDP2),
     with hooks (pruning has them too), with a `forward` set on the instance (accelerate), and with
     parameters in a wrapper tensor (torchao). The caller then calls the module.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .fusion import is_plain
 from .norm import LayerNorm
 
-for _name in ("pad_sides", "cut_patches", "join_neighbours"):
+for _name in ("pad_sides", "cut_patches", "join_neighbors"):
     torch.fx.wrap(_name)
 
 
@@ -19,7 +19,7 @@ def pad_sides(x: Tensor, dim: int, height: int, width: int) -> Tensor:
     rows = (x.shape[dim] + height - 1) // height
     columns = (x.shape[dim + 1] + width - 1) // width
     bottom, right = rows * height - x.shape[dim], columns * width - x.shape[dim + 1]
-    # Padding by nothing would copy; symbolic sizes are not compared, which would specialise them.
+    # Padding by nothing would copy; symbolic sizes are not compared, which would specialize them.
     known = torch.jit.is_scripting() or isinstance(bottom + right, int)
     if known and bottom + right == 0:
         return x
@@ -41,8 +41,8 @@ def cut_patches(x: Tensor, height: int, width: int) -> Tensor:
     return x.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
 
-def join_neighbours(x: Tensor) -> Tensor:
-    """Concatenates 2 x 2 neighbours, column by column, in one copy.
+def join_neighbors(x: Tensor) -> Tensor:
+    """Concatenates 2 x 2 neighbors, column by column, in one copy.
 
     Args:
         x: [B, H, W, C]; odd sides are padded with zeros at the bottom or right.
@@ -102,7 +102,7 @@ class PatchEmbed(timm.layers.PatchEmbed):
 
 
 class PatchMerging(nn.Module):
-    """Joins 2 x 2 neighbouring tokens: norm of the 4C channels, linear to `out_dim` without bias.
+    """Joins 2 x 2 neighboring tokens: norm of the 4C channels, linear to `out_dim` without bias.
 
     Odd sides are padded with zeros at the bottom or right.
 
@@ -126,4 +126,4 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), out_dim]."""
-        return self.reduction(self.norm(join_neighbours(x)))
+        return self.reduction(self.norm(join_neighbors(x)))

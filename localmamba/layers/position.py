@@ -24,7 +24,7 @@ def resize_table(
     Returns:
         [1, height * width (+ 1), C]; the table itself if the grid is the same.
     """
-    # Symbolic sizes are not compared: that would specialise an exported program.
+    # Symbolic sizes are not compared: that would specialize an exported program.
     known = torch.jit.is_scripting() or isinstance(height, int)
     if known and grid[0] == height and grid[1] == width:
         return table

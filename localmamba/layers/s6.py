@@ -14,7 +14,7 @@ torch.fx.wrap("s6_branches")
 torch.fx.wrap("at_least_float32")
 
 DT_RANGE = (1e-3, 1e-1)
-"""Step sizes at initialisation, after softplus: log-uniform between these."""
+"""Step sizes at initialization, after softplus: log-uniform between these."""
 
 DT_FLOOR = 1e-4
 
@@ -69,7 +69,7 @@ class S6Branches(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Mamba's initialisation: A = -(1..N), D = 1, step sizes log-uniform in `DT_RANGE`."""
+        """Mamba's initialization: A = -(1..N), D = 1, step sizes log-uniform in `DT_RANGE`."""
         trunc_normal_(self.x_proj, std=0.02)
         nn.init.uniform_(self.dt_weight, -1, 1).mul_(self.dt_weight.shape[2] ** -0.5)
         low, high = (math.log(dt) for dt in DT_RANGE)

@@ -20,9 +20,9 @@ class SCAttn(nn.Module):
     """Weights for the outputs of a block's directions, by channel and by token.
 
     Channel weights: LayerNorm, mean over tokens, linear to D / reduction, GELU, linear to D,
-    sigmoid. Token weights: each normalised token (linear to D / reduction, GELU) joined with the
+    sigmoid. Token weights: each normalized token (linear to D / reduction, GELU) joined with the
     reduced mean, linear to 1, sigmoid. All directions share the module; the weights multiply the
-    outputs as they are, not normalised. The released models have the channel weights alone.
+    outputs as they are, not normalized. The released models have the channel weights alone.
 
     Args:
         dim: Channels D.
@@ -106,7 +106,7 @@ class SCAttn(nn.Module):
         norm_bias: Tensor | None = None,
         norm_eps: float = 1e-5,
     ) -> Tensor:
-        """Weights and adds the outputs of the directions, optionally normalises and gates the sum.
+        """Weights and adds the outputs of the directions, optionally normalizes and gates the sum.
 
         Args:
             y: Outputs of the directions, [B, K, L, D].

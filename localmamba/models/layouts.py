@@ -99,7 +99,7 @@ VMAMBA = Layout(
 
 
 def layout_of(names: Collection[str], layouts: Mapping[str, Layout]) -> Layout:
-    """Recognises the layout of a checkpoint: ours, or the first whose key is part of a name."""
+    """Recognizes the layout of a checkpoint: ours, or the first whose key is part of a name."""
     for part, layout in {".branches.": OWN, **layouts}.items():
         if any(part in name for name in names):
             return layout

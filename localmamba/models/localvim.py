@@ -117,7 +117,7 @@ class LocalVim(ScanModel):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Initialises with truncated normal 0.02; output projections, Kaiming over sqrt(depth)."""
+        """Initializes with truncated normal 0.02; output projections, Kaiming over sqrt(depth)."""
         trunc_normal_(self.pos_embed, std=0.02)
         if self.cls_token is not None:
             trunc_normal_(self.cls_token, std=0.02)
@@ -232,7 +232,7 @@ class LocalVim(ScanModel):
         return x, residual, taken, height, width
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, channels, height, width] -> normalised tokens [B, L, C].
+        """Images [B, channels, height, width] -> normalized tokens [B, L, C].
 
         With a class token, L is H * W + 1 and that token stands at H * W // 2.
         """

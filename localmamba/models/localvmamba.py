@@ -145,7 +145,7 @@ class LocalVMamba(ScanModel):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Initialises linear weights with truncated normal 0.02, biases with 0."""
+        """Initializes linear weights with truncated normal 0.02, biases with 0."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
@@ -199,7 +199,7 @@ class LocalVMamba(ScanModel):
         return self.patch_embed(check_images(x, self.in_chans))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, channels, height, width] -> normalised map of the last stage [B, H, W, C]."""
+        """Images [B, channels, height, width] -> normalized map of the last stage [B, H, W, C]."""
         return self.norm(self.stages(self._embed(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

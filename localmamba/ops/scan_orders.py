@@ -257,7 +257,7 @@ def windows(height: int, width: int, h: int, w: int) -> np.ndarray:
 
 @register_direction("snake")
 def snake(height: int, width: int) -> np.ndarray:
-    """Row by row, every other row backwards, so that each step moves to a neighbour."""
+    """Row by row, every other row backwards, so that each step moves to a neighbor."""
     tokens = _tokens(height, width)
     tokens[1::2] = tokens[1::2, ::-1].copy()
     return tokens.ravel()

@@ -63,7 +63,7 @@ class SupernetMixer(DirectionalMixer):
     """
 
     def become_supernet(self) -> None:
-        """Initialises the attributes above on what was constructed as a plain mixer."""
+        """Initializes the attributes above on what was constructed as a plain mixer."""
         self.sampled: list[int] | None = None
         self.weights: Tensor | None = None
         self.passed_dim = self.inner_dim

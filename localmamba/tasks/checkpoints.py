@@ -22,7 +22,7 @@ class Card:
         model: timm's name of the model.
         arguments: Arguments of `timm.create_model`.
         classes: Class names, in the order of the outputs.
-        input: Size, channels and normalisation of the input.
+        input: Size, channels and normalization of the input.
         data: Name or folder of the training data.
         held_out: Share of that folder's images that was held out, if the folder was not split.
         split_seed: Seed of that split.

@@ -26,7 +26,7 @@ class Classification(LightningModule):
     Args:
         model: Images [B, C, H, W] -> logits [B, classes].
         num_classes: Number of classes.
-        settings: Optimiser and schedule.
+        settings: Optimizer and schedule.
         augmentation: Mixup and CutMix of it are done here, since they mix the targets too.
         seed: Seed of augmentation, dropout and stochastic depth.
     """
@@ -123,7 +123,7 @@ class Classification(LightningModule):
 
 
 class FiniteCheck:
-    """Stops a training at NaN or infinity, without a synchronisation in the step itself.
+    """Stops a training at NaN or infinity, without a synchronization in the step itself.
 
     The flags of a step are read when the next one starts.
     """

@@ -32,7 +32,7 @@ class Job:
         seed: Seed of the initial weights, the order of images, augmentation and a search's draws.
         images: Images and batches.
         augmentation: Augmentation of the training images.
-        training: Optimiser and schedule.
+        training: Optimizer and schedule.
         hardware: Device, number of devices, precision.
         saving: When the state of the run is saved.
     """

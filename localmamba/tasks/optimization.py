@@ -1,4 +1,4 @@
-"""Optimiser and learning rate schedule."""
+"""Optimizer and learning rate schedule."""
 
 import math
 

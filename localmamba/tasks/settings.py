@@ -1,4 +1,4 @@
-"""Settings of a training: optimiser, schedule, hardware, saving."""
+"""Settings of a training: optimizer, schedule, hardware, saving."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -11,7 +11,7 @@ from localmamba.data.module import ImageData
 from localmamba.data.sampling import EpochBatches
 from localmamba.data.transforms import BatchAugmentation, eval_transform, normalize
 
-GREY = InputSpec(size=8, channels=1, mean=(0.5,), std=(0.25,))
+GRAY = InputSpec(size=8, channels=1, mean=(0.5,), std=(0.25,))
 RGB = InputSpec(size=16, channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2), crop_pct=0.8)
 
 
@@ -23,7 +23,7 @@ def arrays(count: int = 20, size: int = 8) -> Examples:
 
 def image_data(batch_size=8, **options) -> ImageData:
     source = Source("arrays", ("a", "b"), 1, {"train": arrays(), "val": arrays(6)})
-    return ImageData(source, GREY, ImageSettings(batch_size=batch_size, workers=0), **options)
+    return ImageData(source, GRAY, ImageSettings(batch_size=batch_size, workers=0), **options)
 
 
 def test_training_batches_are_whole_and_shuffled():
@@ -99,7 +99,7 @@ def test_arrays_and_files_get_the_same_tensors(tmp_path):
         paths.append(str(tmp_path / f"{i}.png"))
         examples.image(i).save(paths[-1])
     files = Examples(paths, examples.labels)
-    spec = dataclasses.replace(GREY, size=20)
+    spec = dataclasses.replace(GRAY, size=20)
     transform = eval_transform(spec)
     for i in range(3):
         assert torch.equal(transform(files.image(i)), transform(examples.image(i)))
@@ -110,16 +110,16 @@ def test_normalize_is_by_channel():
     assert torch.allclose(normalize(images, RGB)[0, :, 0, 0], torch.tensor([3.0, 2.5, 2.0]))
 
 
-def test_no_augmentation_is_normalisation():
+def test_no_augmentation_is_normalization():
     images = torch.from_numpy(arrays().images)[:, None]
-    augmented = BatchAugmentation(GREY, Augmentation())(images)
-    assert torch.equal(augmented, normalize(images, GREY))
+    augmented = BatchAugmentation(GRAY, Augmentation())(images)
+    assert torch.equal(augmented, normalize(images, GRAY))
 
 
 def test_mirror_images():
     images = torch.from_numpy(arrays().images)[:, None]
-    augmented = BatchAugmentation(GREY, Augmentation(hflip=1.0))(images)
-    assert torch.equal(augmented, normalize(images.flip(-1), GREY))
+    augmented = BatchAugmentation(GRAY, Augmentation(hflip=1.0))(images)
+    assert torch.equal(augmented, normalize(images.flip(-1), GRAY))
 
 
 def bright_spot(size: int = 33) -> torch.Tensor:
@@ -153,8 +153,8 @@ def test_how_far_a_spot_in_the_centre_moves(augmentation, largest):
 def test_erasing_changes_about_its_share_of_the_images():
     torch.manual_seed(0)
     images = torch.full((400, 1, 8, 8), 128, dtype=torch.uint8)
-    augmented = BatchAugmentation(GREY, Augmentation(erasing=0.25))(images)
-    changed = (augmented != normalize(images, GREY)).flatten(1).any(1)
+    augmented = BatchAugmentation(GRAY, Augmentation(erasing=0.25))(images)
+    changed = (augmented != normalize(images, GRAY)).flatten(1).any(1)
     assert 0.15 < changed.float().mean() < 0.35
 
 

@@ -26,7 +26,7 @@ from localmamba.data.images import draft_side
 from localmamba.data.module import ImageData
 from localmamba.data.transforms import eval_transform, train_transform
 
-GREY = InputSpec(size=8, channels=1, mean=(0.5,), std=(0.25,))
+GRAY = InputSpec(size=8, channels=1, mean=(0.5,), std=(0.25,))
 RGB = InputSpec(size=16, channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.2), crop_pct=0.8)
 RAMP = np.linspace(0, 1, 12 * 8).reshape(8, 12)
 GREEN = (30, 160, 60)
@@ -75,10 +75,10 @@ def test_float_grey_is_scaled_from_0_to_1():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (RAMP.astype(np.float32) * 200, "float grey from 0 to 200; allowed: 0 to 1"),
-        (RAMP.astype(np.float32) * np.nan, "float grey from nan to nan"),
-        (RAMP.astype(np.int32) * 100000, "integer grey from 0 to 100000; allowed: 0 to 65535"),
-        (RAMP.astype(np.int32) - 5, "integer grey from -5 to"),
+        (RAMP.astype(np.float32) * 200, "float gray from 0 to 200; allowed: 0 to 1"),
+        (RAMP.astype(np.float32) * np.nan, "float gray from nan to nan"),
+        (RAMP.astype(np.int32) * 100000, "integer gray from 0 to 100000; allowed: 0 to 65535"),
+        (RAMP.astype(np.int32) - 5, "integer gray from -5 to"),
     ],
     ids=["float", "nan", "wide", "negative"],
 )
@@ -94,7 +94,7 @@ def test_grey_of_another_range_is_refused(values, message):
         ("YCbCr", "TIFF", 3), ("RGBX", "TIFF", 0),
     ],
 )  # fmt: skip
-def test_colour_of_every_mode(mode, format, tolerance):
+def test_color_of_every_mode(mode, format, tolerance):
     image = Image.new("RGB", (12, 8), GREEN).convert(mode, palette=Image.Palette.ADAPTIVE)
     found = open_image(encoded(image, format))
     assert found.mode == "RGB"
@@ -239,8 +239,8 @@ def test_warnings_of_pillow_are_silent():
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-@pytest.mark.parametrize("spec", [GREY, RGB], ids=["grey", "rgb"])
-def test_transforms_take_grey_and_colour(mode, spec):
+@pytest.mark.parametrize("spec", [GRAY, RGB], ids=["gray", "rgb"])
+def test_transforms_take_grey_and_color(mode, spec):
     everything = Augmentation(
         crop_scale=(0.3, 1.0), color_jitter=0.3, auto_augment="rand-m9-mstd0.5"
     )

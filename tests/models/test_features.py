@@ -10,7 +10,7 @@ import localmamba
 
 @pytest.mark.parametrize("class_token", [False, True])
 @torch.no_grad()
-def test_plain_features_are_the_normalised_stream(class_token: bool) -> None:
+def test_plain_features_are_the_normalized_stream(class_token: bool) -> None:
     pool = "token" if class_token else "avg"
     model = demo("localvim_demo", class_token=class_token, global_pool=pool)
     x = demo_image("localvim_demo")

@@ -1,4 +1,4 @@
-"""Tools that reach a model through its modules: hooks, adapters, pruning, quantisation, offload.
+"""Tools that reach a model through its modules: hooks, adapters, pruning, quantization, offload.
 
 A fused op reads the parameters of modules that it stands in for. Where a tool changes such a
 module, its own forward must run.
@@ -183,7 +183,7 @@ def relative(value: Tensor, truth: Tensor) -> float:
 
 
 @torch.no_grad()
-def test_dynamic_quantisation_stays_near_float(model: nn.Module) -> None:
+def test_dynamic_quantization_stays_near_float(model: nn.Module) -> None:
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     assert not any(type(m) is nn.Linear for m in quantized.modules())
     assert 0 < relative(quantized(IMAGES), model(IMAGES)) < 0.1

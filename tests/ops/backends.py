@@ -31,7 +31,7 @@ class Backend(NamedTuple):
 
 
 def each(names: str, rows: dict[tuple[str, ...], Sequence[Any]]) -> pytest.MarkDecorator:
-    """Parametrises a test with backends, and with cases for each group of them.
+    """Parametrizes a test with backends, and with cases for each group of them.
 
     Args:
         names: Names of the test's arguments after `backend`, separated by blanks.
@@ -54,7 +54,7 @@ def each(names: str, rows: dict[tuple[str, ...], Sequence[Any]]) -> pytest.MarkD
 
 
 def on(*backends: str) -> pytest.MarkDecorator:
-    """Parametrises a test with backends."""
+    """Parametrizes a test with backends."""
     parameters = [pytest.param(backend, marks=_MARKS.get(backend, ())) for backend in backends]
     return pytest.mark.parametrize("backend", parameters, indirect=True)
 

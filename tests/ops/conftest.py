@@ -13,5 +13,5 @@ settings.load_profile("ops")
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
-    """The backend that a test is parametrised with, see `ops.backends`."""
+    """The backend that a test is parametrized with, see `ops.backends`."""
     yield from prepare(request.param, monkeypatch)

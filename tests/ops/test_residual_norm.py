@@ -11,13 +11,14 @@ from localmamba.ops import residual_norm, token_norm
 from localmamba.ops.residual_norm.reference import residual_norm_reference
 
 COMBINATIONS = [
-    " ".join(itertools.compress(("residual", "rotary", "centred", "scale"), chosen)) or "norm alone"
+    " ".join(itertools.compress(("residual", "rotary", "centered", "scale"), chosen))
+    or "norm alone"
     for chosen in itertools.product((0, 1), repeat=4)
 ]
 
 
 def norm_inputs(
-    present: str = "residual rotary centred scale",
+    present: str = "residual rotary centered scale",
     shape: tuple[int, ...] = (2, 21, 20),
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor | None]:
@@ -27,7 +28,7 @@ def norm_inputs(
         "hidden": random(*shape, seed=1, dtype=dtype) + 1,
         "residual": random(*shape, seed=2) if "residual" in present else None,
         "weight": random(channels, seed=3),
-        "bias": random(channels, seed=4) if "centred" in present else None,
+        "bias": random(channels, seed=4) if "centered" in present else None,
         "cos": angles.cos() if "rotary" in present else None,
         "sin": angles.sin() if "rotary" in present else None,
         "scale": random(shape[0], seed=6) if "scale" in present else None,
@@ -102,7 +103,7 @@ def test_one_result_alone_has_gradients_too() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_dropped_image_adds_nothing(dtype: torch.dtype) -> None:
-    inputs = norm_inputs("residual scale centred", (3, 2, 4, 6)) | {
+    inputs = norm_inputs("residual scale centered", (3, 2, 4, 6)) | {
         "scale": torch.tensor([1, 0, 2])
     }
     inputs = {name: x if x is None else x.to(dtype) for name, x in inputs.items()}
@@ -195,7 +196,7 @@ def token_inputs(
     return {"x": hidden, "weight": weight, "bias": bias}
 
 
-@pytest.mark.parametrize("present", ["", "centred"])
+@pytest.mark.parametrize("present", ["", "centered"])
 @pytest.mark.parametrize("layout", [None, *LAYOUTS])
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
@@ -211,7 +212,7 @@ def test_norm_alone(dtype: torch.dtype, layout: str | None, present: str) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("present", ["", "centred"])
+@pytest.mark.parametrize("present", ["", "centered"])
 def test_operator_contract_of_the_norm_alone(present: str, dtype: torch.dtype) -> None:
     inputs = token_inputs(present, (2, 3, 4), dtype).values()
     tensors = [x if x is None else x.requires_grad_() for x in inputs]
@@ -228,5 +229,5 @@ def test_operator_contract_of_the_norm_alone(present: str, dtype: torch.dtype) -
 )
 def test_bad_input_of_the_norm_alone(change: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
-        token_norm(**(token_inputs("centred") | change))
+        token_norm(**(token_inputs("centered") | change))
     assert message in str(error.value)

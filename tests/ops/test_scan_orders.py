@@ -120,13 +120,13 @@ def test_names_for_the_same_order(grid: tuple[int, int]) -> None:
 
 
 @given(GRIDS)
-def test_snake_moves_to_a_neighbour(grid: tuple[int, int]) -> None:
+def test_snake_moves_to_a_neighbor(grid: tuple[int, int]) -> None:
     row, column = np.divmod(scan_order("snake", grid).index, grid[1])
     assert (abs(np.diff(row)) + abs(np.diff(column)) == 1).all()
 
 
 @pytest.mark.parametrize("side", [1, 2, 4, 8, 16])
-def test_hilbert_moves_to_a_neighbour(side: int) -> None:
+def test_hilbert_moves_to_a_neighbor(side: int) -> None:
     row, column = np.divmod(scan_order("hilbert", (side, side)).index, side)
     assert (abs(np.diff(row)) + abs(np.diff(column)) == 1).all()
 

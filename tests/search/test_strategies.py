@@ -81,7 +81,7 @@ def test_softmax_trains_alpha_with_the_weights():
 
 
 @pytest.mark.parametrize("name", ["binary_gates", "partial_channels"])
-def test_alpha_has_an_optimiser_of_its_own_and_rests_at_first(name):
+def test_alpha_has_an_optimizer_of_its_own_and_rests_at_first(name):
     model, strategy = make(name)
     assert not any(alpha.requires_grad for alpha in strategy.alphas)
     before = strategy.alpha_table()

@@ -173,7 +173,7 @@ def make_mixer(plain_class, directions=FOUR) -> SupernetMixer:
 
 
 @pytest.mark.parametrize(("plain_class", "supernet_class"), MIXERS)
-def test_mixer_adds_normalised_branches(plain_class, supernet_class):
+def test_mixer_adds_normalized_branches(plain_class, supernet_class):
     """With weights that choose one direction, the sum is that direction's LayerNorm."""
     mixer = make_mixer(plain_class)
     assert type(mixer) is supernet_class

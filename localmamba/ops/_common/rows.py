@@ -295,7 +295,7 @@ def normalize(x, channels, eps, centered):
 
 @function
 def normalize_backward(gradient, x, channels, scale, centered):
-    """The gradient through `normalise`, in place, from its results."""
+    """The gradient through `normalize`, in place, from its results."""
     noinline()
     vectors, share = (channels + LANES - 1) // LANES, ONE / numba.float32(channels)
     sums, products = splat(0.0), splat(0.0)

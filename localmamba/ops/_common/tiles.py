@@ -189,27 +189,27 @@ def sum_rows(rows):
 def centered_rows(rows, o_d, m_t, D: tl.constexpr, eps):
     """Rows minus their means, and 1 / std; 0 outside the mask, as the rows must be."""
     b_mean = sum_rows(rows) * (1.0 / D)
-    centred = ()
+    centered = ()
     for i in tl.static_range(len(rows)):
-        centred += (tl.where(o_d[i] < D, rows[i] - b_mean, 0.0),)
-    b_var = sum_rows(multiply_rows(centred, centred)) * (1.0 / D)
+        centered += (tl.where(o_d[i] < D, rows[i] - b_mean, 0.0),)
+    b_var = sum_rows(multiply_rows(centered, centered)) * (1.0 / D)
     # With eps = 0, rows past the end would not be numbers.
-    return centred, tl.where(m_t, tl.rsqrt(b_var + eps), 0.0)
+    return centered, tl.where(m_t, tl.rsqrt(b_var + eps), 0.0)
 
 
 @triton.jit
-def norm_grad(rows, centred, b_rstd, factor, D: tl.constexpr):
+def norm_grad(rows, centered, b_rstd, factor, D: tl.constexpr):
     """The gradient of rows from that of the normalized rows, times a factor.
 
     (g - mean(g) - xhat mean(g xhat)) / std; factors of one number per row are multiplied first.
     """
-    b_along = b_rstd * sum_rows(multiply_rows(rows, centred)) * (1.0 / D)
+    b_along = b_rstd * sum_rows(multiply_rows(rows, centered)) * (1.0 / D)
     b_scale = b_rstd * factor
     b_project = b_scale * (b_rstd * b_along)
     b_mean = b_scale * (sum_rows(rows) * (1.0 / D))
     gradients = ()
     for i in tl.static_range(len(rows)):
-        gradients += (rows[i] * b_scale - (centred[i] * b_project + b_mean),)
+        gradients += (rows[i] * b_scale - (centered[i] * b_project + b_mean),)
     return gradients
 
 

@@ -129,8 +129,8 @@ def pool_forward_kernel(
             rows = float_rows(directions[j])
             if z is not None:
                 rows = multiply_rows(rows, act)
-            centred, b_rstd = centered_rows(rows, o_d, m_t, D, eps)
-            added += (add_rows(totals[j], scale_rows(centred, b_rstd)),)
+            centered, b_rstd = centered_rows(rows, o_d, m_t, D, eps)
+            added += (add_rows(totals[j], scale_rows(centered, b_rstd)),)
         totals = added
     for j in tl.static_range(BK):
         if k + j < K:
@@ -205,8 +205,8 @@ def combine_forward_kernel(
             K, D, BK, TILES, PARTS, BT,
         )  # fmt: skip
         if norm_weight is not None:
-            centred, b_rstd = centered_rows(rows, o_d, m_t, D, eps)
-            rows = scale_rows(centred, b_rstd)
+            centered, b_rstd = centered_rows(rows, o_d, m_t, D, eps)
+            rows = scale_rows(centered, b_rstd)
             rows = multiply_rows(rows, load_rows(_per_token(norm_weight, o_t), o_d, m_t, D))
             rows = add_rows(rows, load_rows(_per_token(norm_bias, o_t), o_d, m_t, D))
         if z is not None:
@@ -242,14 +242,14 @@ def _gate_and_norm_backward(
 ):  # fmt: skip
     """Computes rows of the gradients of the sum and the norm's parameters; stores that of z."""
     if norm_weight is not None:
-        centred, b_rstd = centered_rows(b_sum, o_d, m_t, D, eps)
+        centered, b_rstd = centered_rows(b_sum, o_d, m_t, D, eps)
     gradients, dweight, dbias = (), (), ()
     for i in tl.static_range(len(o_d)):
         m = m_t & (o_d[i] < D)
         b_tile, b_xhat = b_g[i].to(tl.float32), b_sum[i]
         b_normed, b_weight = b_xhat, 1.0
         if norm_weight is not None:
-            b_xhat = centred[i] * b_rstd
+            b_xhat = centered[i] * b_rstd
             b_weight = load(_per_token(norm_weight + o_d[i], o_t), m)
             b_normed = b_xhat * b_weight + load(_per_token(norm_bias + o_d[i], o_t), m)
         if p_dz is not None:
@@ -258,7 +258,7 @@ def _gate_and_norm_backward(
         dbias += (b_tile,)
         gradients += (b_tile * b_weight,)
     if norm_weight is not None:
-        gradients = norm_grad(gradients, centred, b_rstd, 1.0, D)
+        gradients = norm_grad(gradients, centered, b_rstd, 1.0, D)
     return gradients, dweight, dbias
 
 
@@ -391,8 +391,8 @@ def _sum_to_y_backward(
 def _means_to_y_backward(gated, dmeans, o_bk, o_t, o_d, m_t, length, D: tl.constexpr, eps):
     """Computes the gradient of the gated y through the pooling."""
     b_g = float_rows(load_rows(_per_token(dmeans + o_bk * D, o_t), o_d, m_t, D))
-    centred, b_rstd = centered_rows(gated, o_d, m_t, D, eps)
-    return norm_grad(b_g, centred, b_rstd, 1.0 / length, D)
+    centered, b_rstd = centered_rows(gated, o_d, m_t, D, eps)
+    return norm_grad(b_g, centered, b_rstd, 1.0 / length, D)
 
 
 @Kernel

@@ -9,7 +9,7 @@ from .._common.tokens import accumulation_dtype
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates neighbouring pairs of channels by the angles of the tables [1, L, C]."""
+    """Rotates neighboring pairs of channels by the angles of the tables [1, L, C]."""
     rotated = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
     return x * cos[0] + rotated * sin[0]
 

@@ -22,7 +22,7 @@
 typedef long long i64;
 typedef unsigned int u32;
 
-// Eight neighbouring channels of a row, as they lie in memory.
+// Eight neighboring channels of a row, as they lie in memory.
 #if ELEMENT == 0
 typedef float element;
 struct Eight {
@@ -557,7 +557,7 @@ INLINE void fetch(const float* from, Tile& h) {
   for (int i = 0; i < TILE; i++) get_four(from + (i * WARP + threadIdx.x) * 4, h.v[i]);
 }
 
-// Sums over the 8 lanes that hold the same states; the 4 with the same channels are neighbours.
+// Sums over the 8 lanes that hold the same states; the 4 with the same channels are neighbors.
 INLINE float sum_channels(const float* v) {
   float x = sum_four<4, 8>(v);
   return x + __shfl_xor_sync(FULL, x, 16);

@@ -15,7 +15,7 @@ class PartialChannels(AlternatingStrategy):
     time of the directions shrink by that factor, and a choice made on few channels is less biased.
     As there, alpha has images of its own, is frozen in the first part of the training, and K = 4.
     Left out: the channel shuffle, since a linear layer over all channels precedes and follows; the
-    edge normalisation, since a block has one edge.
+    edge normalization, since a block has one edge.
     """
 
     reusable = False  # the directions' parameters are those of fewer channels
