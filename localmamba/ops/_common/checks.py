@@ -6,17 +6,14 @@ import torch
 from torch import Tensor
 
 
-def check_shape(name: str, x: Optional[Tensor], expected: list[int]) -> None:  # noqa: UP045
+def check_shape(name: str, x: Optional[Tensor], expected: list[int]) -> None:
     """Raises a `ValueError` if x is given and has another shape."""
     if x is not None and list(x.shape) != expected:
         raise ValueError(f"{name} must be {expected}, got {list(x.shape)}")
 
 
 def check_together(
-    name: str,
-    x: Optional[Tensor],  # noqa: UP045
-    other_name: str,
-    other: Optional[Tensor],  # noqa: UP045
+    name: str, x: Optional[Tensor], other_name: str, other: Optional[Tensor]
 ) -> None:
     """Raises a `ValueError` if one is given without the other."""
     if (x is None) != (other is None):

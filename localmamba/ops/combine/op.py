@@ -133,11 +133,7 @@ _scattn.register_flops(
 
 
 def pool_directions(
-    y: Tensor,
-    z: Optional[Tensor],  # noqa: UP045 - TorchScript reads these
-    weight: Tensor,
-    bias: Tensor,
-    eps: float = 1e-5,
+    y: Tensor, z: Optional[Tensor], weight: Tensor, bias: Tensor, eps: float = 1e-5
 ) -> Tensor:
     """Computes the mean over tokens of the layer-normalized output of each direction.
 
@@ -168,11 +164,11 @@ def pool_directions(
 
 def combine_directions(
     y: Tensor,
-    channel_weights: Optional[Tensor] = None,  # noqa: UP045 - TorchScript reads these
-    token_weights: Optional[Tensor] = None,  # noqa: UP045
-    z: Optional[Tensor] = None,  # noqa: UP045
-    norm_weight: Optional[Tensor] = None,  # noqa: UP045
-    norm_bias: Optional[Tensor] = None,  # noqa: UP045
+    channel_weights: Optional[Tensor] = None,
+    token_weights: Optional[Tensor] = None,
+    z: Optional[Tensor] = None,
+    norm_weight: Optional[Tensor] = None,
+    norm_bias: Optional[Tensor] = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """Computes a weighted sum over directions, optionally normalized and gated.
@@ -208,15 +204,15 @@ def combine_directions(
 
 def scattn_combine(
     y: Tensor,
-    z: Optional[Tensor],  # noqa: UP045 - TorchScript reads these
+    z: Optional[Tensor],
     pool_weight: Tensor,
     pool_bias: Tensor,
     reduce_weight: Tensor,
     reduce_bias: Tensor,
     select_weight: Tensor,
     select_bias: Tensor,
-    norm_weight: Optional[Tensor] = None,  # noqa: UP045
-    norm_bias: Optional[Tensor] = None,  # noqa: UP045
+    norm_weight: Optional[Tensor] = None,
+    norm_bias: Optional[Tensor] = None,
     gate_first: bool = False,
     pool_eps: float = 1e-5,
     norm_eps: float = 1e-5,

@@ -48,11 +48,7 @@ _conv.register_autocast(cast_activations([0]))
 _conv.register_flops(lambda x, weight, bias, **_: 2 * prod(x) * weight[2] * weight[3])
 
 
-def depthwise_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Optional[Tensor] = None,  # noqa: UP045 - TorchScript reads this
-) -> Tensor:
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """Convolves a map of tokens per channel, with zeros around it, then applies SiLU.
 
     Args:

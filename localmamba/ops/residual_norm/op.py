@@ -155,12 +155,12 @@ _norm_alone.register_autocast(set_dtype(4))
 
 def residual_norm(
     hidden: Tensor,
-    residual: Optional[Tensor],  # noqa: UP045 - TorchScript reads these
+    residual: Optional[Tensor],
     weight: Tensor,
-    bias: Optional[Tensor] = None,  # noqa: UP045
-    cos: Optional[Tensor] = None,  # noqa: UP045
-    sin: Optional[Tensor] = None,  # noqa: UP045
-    scale: Optional[Tensor] = None,  # noqa: UP045
+    bias: Optional[Tensor] = None,
+    cos: Optional[Tensor] = None,
+    sin: Optional[Tensor] = None,
+    scale: Optional[Tensor] = None,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
     """Adds hidden tokens to the residual stream, rotates the sum, and normalizes it.
@@ -204,10 +204,7 @@ def residual_norm(
 
 
 def token_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Optional[Tensor] = None,  # noqa: UP045
-    eps: float = 1e-5,
+    x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, eps: float = 1e-5
 ) -> Tensor:
     """Normalizes tokens that join no stream.
 

@@ -233,8 +233,8 @@ def s6_branches(
     A: Tensor,
     D: Tensor,
     index: Tensor,
-    conv_weight: Optional[Tensor] = None,  # noqa: UP045 - TorchScript reads these
-    conv_bias: Optional[Tensor] = None,  # noqa: UP045
+    conv_weight: Optional[Tensor] = None,
+    conv_bias: Optional[Tensor] = None,
 ) -> Tensor:
     """Runs tokens through K S6 branches, each along its own scan order with its own parameters.
 

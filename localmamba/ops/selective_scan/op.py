@@ -121,11 +121,11 @@ def selective_scan(
     A: Tensor,
     B: Tensor,
     C: Tensor,
-    D: Optional[Tensor] = None,  # noqa: UP045 - TorchScript reads these
-    z: Optional[Tensor] = None,  # noqa: UP045
-    dt_bias: Optional[Tensor] = None,  # noqa: UP045
-    index: Optional[Tensor] = None,  # noqa: UP045
-    length: Optional[int] = None,  # noqa: UP045
+    D: Optional[Tensor] = None,
+    z: Optional[Tensor] = None,
+    dt_bias: Optional[Tensor] = None,
+    index: Optional[Tensor] = None,
+    length: Optional[int] = None,
     softplus: bool = True,
 ) -> Tensor:
     """Scans the tokens of each image along K directions (S6, paper section 3.2).
