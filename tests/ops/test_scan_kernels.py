@@ -352,20 +352,3 @@ def test_sums_over_blocks_of_channels(backend, rows):
     private("selective_scan", "sum_blocks")(x, buffer.transpose(1, 2)[..., 8:])
     assert torch.allclose(buffer.transpose(1, 2)[..., 8:], x.sum(2).transpose(0, 1), atol=1e-5)
     assert (buffer[..., :8] == 7).all()
-
-
-@on(*TRITON)
-def test_sums_of_parameters(backend):
-    A = torch.empty(3, 4, 2, device=backend.device)
-    bias = torch.empty(3, 4, device=backend.device)
-    sums = private("selective_scan", "_PartialSums")(5, [A, None, bias], A.device)
-    dA, none, dbias = sums.split(sums.rows)
-    dA.normal_()
-    dbias.normal_()
-    assert none is None
-    total_A, none, total_bias = sums.total()
-    assert none is None
-    assert torch.allclose(total_A, dA.sum(0).view(A.shape), atol=1e-6)
-    assert torch.allclose(total_bias, dbias.sum(0).view(bias.shape), atol=1e-6)
-    assert total_A.is_contiguous()
-    assert total_bias.is_contiguous()

@@ -177,7 +177,6 @@ def _rows(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[list[Rows], list[Ten
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
-    """Runs `conv_forward_kernel`."""
     conv, scratch, _index = _sizes(x, weight, index)
     inputs, _alive = _rows(x, weight, bias)
     shape = conv.directions, x.shape[0], conv.steps, conv.channels
@@ -191,7 +190,6 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
 def backward(
     du: Tensor, x: Tensor, weight: Tensor, bias: Tensor, index: Tensor
 ) -> list[Tensor | None]:
-    """Runs `conv_backward_kernel` and sums the parameters' gradients over images."""
     conv, scratch, _index = _sizes(x, weight, index)
     inputs, _alive = _rows(x, weight, bias)
     batch, float_du = x.shape[0], floats(du)

@@ -157,7 +157,6 @@ def invert_kernel(index, inverse, steps, length, BT: tl.constexpr):
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
-    """Launches `conv_forward_kernel`."""
     index = index.to(torch.int32).contiguous()
     x, weight, bias = unit_stride(x), weight.contiguous(), bias.contiguous()
     batch, _, channels = x.shape

@@ -27,7 +27,6 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
 def backward(
     du: Tensor, x: Tensor, weight: Tensor, bias: Tensor, index: Tensor
 ) -> list[Tensor | None]:
-    """Computes the gradients of x, weight and bias."""
     return vjp(
         lambda x, weight, bias: causal_conv_reference(x, weight, bias, index), (x, weight, bias), du
     )

@@ -74,7 +74,6 @@ def pool_forward(y: Tensor, z: Tensor | None, eps: float) -> Tensor:
 
 
 def pool_backward(dmeans: Tensor, y: Tensor, z: Tensor | None, eps: float) -> list[Tensor | None]:
-    """Computes the gradients of y and z."""
     return vjp(lambda y, z: pool_forward(y, z, eps), (y, z), dmeans)
 
 
@@ -116,7 +115,6 @@ def combine_forward(inputs: CombineInputs) -> Tensor:
 
 
 def combine_backward(dout: Tensor, inputs: CombineInputs) -> list[Tensor | None]:
-    """Computes the gradients of the six tensors."""
 
     def forward(*tensors: Tensor | None) -> Tensor:
         return combine_forward(CombineInputs._make((*tensors, inputs.eps)))
@@ -155,7 +153,6 @@ def scattn_forward(inputs: SCAttnInputs) -> tuple[Tensor, Tensor, Tensor, Tensor
 def scattn_backward(
     dout: Tensor, means: Tensor, weights: Tensor, reduced: Tensor, inputs: SCAttnInputs
 ) -> list[Tensor | None]:
-    """Computes the gradients of the ten tensors of `scattn_combine`."""
     del means, weights, reduced
 
     def forward(*tensors: Tensor | None) -> Tensor:

@@ -18,7 +18,6 @@ def _before_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Computes y, contiguous."""
     if x.numel() == 0:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     y = F.silu(_before_silu(*_maps(x, weight, bias)), inplace=True).permute(0, 2, 3, 1)
@@ -27,7 +26,6 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor | None]:
-    """Computes the gradients of x, weight and bias."""
     inputs, channels, padding = (x, weight, bias), x.shape[3], weight.shape[-1] // 2
     if x.numel() == 0:
         return [i if i is None else torch.zeros_like(i) for i in inputs]

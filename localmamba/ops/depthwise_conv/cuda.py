@@ -228,13 +228,11 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) 
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Computes y, contiguous."""
     bias = bias if bias is None else bias.contiguous()
     return _convolve(unit_stride(x), _taps_first(weight), bias, False)
 
 
 def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor | None]:
-    """Computes the gradients of x, weight and bias."""
     inputs, size = (x, weight, bias), weight.shape[-1]
     dy, x, weight = dy.contiguous(), unit_stride(x), _taps_first(weight)
     bias = bias if bias is None else bias.contiguous()

@@ -25,10 +25,8 @@ def depthwise_conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None = No
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Computes the contiguous result."""
     return depthwise_conv_reference(x, weight, bias).contiguous()
 
 
 def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor | None]:
-    """Computes the gradients of x, weight and bias."""
     return vjp(depthwise_conv_reference, (x, weight, bias), dy)

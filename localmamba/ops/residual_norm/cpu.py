@@ -182,7 +182,6 @@ def backward(
     cos: Tensor | None, sin: Tensor | None, scale: Tensor | None, eps: float,
     hidden_dtype: torch.dtype, has_residual: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:  # fmt: skip
-    """Runs `norm_backward_kernel` and sums the tasks' gradients of the parameters."""
     shape, tasks, vectors = _shape(stream, eps)
     parameters, _alive = _parameters(weight, bias, cos, sin, scale)
     inputs = [_flat(dnormed), _flat(dstream), _flat(stream)]

@@ -256,7 +256,6 @@ def forward(
     cos: Tensor | None, sin: Tensor | None, scale: Tensor | None, eps: float, dtype: torch.dtype,
     keep_stream: bool = True,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Launches `norm_forward_kernel`."""
     hidden, weight = hidden.contiguous(), weight.contiguous()
     residual, bias, cos, sin, scale = optional_contiguous(residual, bias, cos, sin, scale)
     length, channels = hidden.shape[-2:]
@@ -281,7 +280,6 @@ def backward(
     cos: Tensor | None, sin: Tensor | None, scale: Tensor | None, eps: float,
     hidden_dtype: torch.dtype, has_residual: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:  # fmt: skip
-    """Launches `norm_backward_kernel`, then sums the programs' gradients of the parameters."""
     dnormed, stream, weight = dnormed.contiguous(), stream.contiguous(), weight.contiguous()
     dstream, cos, sin, scale = optional_contiguous(dstream, cos, sin, scale)
     length, channels = stream.shape[-2:]

@@ -60,7 +60,6 @@ def backward(
     cos: Tensor | None, sin: Tensor | None, scale: Tensor | None, eps: float,
     hidden_dtype: torch.dtype, has_residual: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:  # fmt: skip
-    """Computes the gradients of hidden, residual, weight and bias, from the new stream."""
     stream = stream.to(accumulation_dtype(stream.dtype))
 
     def norm(stream: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

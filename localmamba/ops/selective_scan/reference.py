@@ -95,7 +95,6 @@ def scan_forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
 def scan_backward(
     dy: Tensor, inputs: ScanInputs, states: Tensor, dBC: Tensor | None = None
 ) -> list[Tensor | None]:
-    """Computes the gradients of `inputs.tensors`."""
     del states
 
     def scan(*tensors: Any) -> Tensor:

@@ -168,7 +168,10 @@ def scan_backward(
     cut = _segments(batch * directions * blocks, chunks, wave_size(inputs.u))
     du, ddt = (scan_major(batch, directions, rows, channels, like=u) for _ in range(2))
     partial_dBC = _float32(u, directions, batch, blocks, rows, 2 * n_states)
-    parameters = _PartialSums(batch * cut.segments, [A, D, dt_bias], u.device)
+    parameters = [A, D, dt_bias]
+    partial = _float32(
+        u, batch * cut.segments, sum(0 if x is None else x.numel() for x in parameters)
+    )
     defines = _defines(inputs, cut)
     grid = (blocks * batch * directions, cut.segments)
     if u.numel() > 0:
@@ -184,48 +187,32 @@ def scan_backward(
                     directions, blocks, steps, channels, cut.segment_chunks, cut.segments,
                 )  # fmt: skip
                 carries = _combine(A, ends, sums, reverse=True)
-            dA, dD, dbias = parameters.split(parameters.rows)
+            dA, dD, dbias = _split(partial, parameters)
             nvrtc.launch(
                 "scan_backward", defines, grid, _WARP, "18P" + 5 * "qqi" + "8iq",
                 dy, u, dt, A, B, C, D, dt_bias, index, states, carries, scratch,
                 du, ddt, dA, partial_dBC, dD, dbias, *_strides(dy, u, dt, B, C),
                 directions, blocks, steps, rows, channels, chunks, cut.segment_chunks,
-                cut.segments, parameters.rows.shape[1],
+                cut.segments, partial.shape[1],
             )  # fmt: skip
     if dBC is None:
         dBC = torch.empty((batch, directions, rows, 2 * n_states), dtype=u.dtype, device=u.device)
     sum_blocks(partial_dBC, dBC)
-    dA, dD, dbias = parameters.total()
+    sums = _split(sum_partials(partial, 0, torch.float32), parameters)
+    dA, dD, dbias = (
+        None if p is None or x is None else x.view(p.shape)
+        for p, x in zip(parameters, sums, strict=True)
+    )
     if inputs.grid_order:
         du = sum_partials(du.transpose(0, 1), 0, u.dtype)
     dB, dC = dBC[..., :n_states], dBC[..., n_states:]
     return in_dtypes((du, ddt, dA, dB, dC, dD, None, dbias), given)
 
 
-class _PartialSums:
-    """Partial sums of the gradients of parameters, float32: one row per program.
-
-    Args:
-        rows: Number of rows.
-        parameters: The parameters; None for one that is not given.
-        device: Device of the sums.
-    """
-
-    def __init__(self, rows: int, parameters: list[Tensor | None], device: torch.device) -> None:
-        self.shapes = [None if x is None else x.shape for x in parameters]
-        self.sizes = [0 if x is None else x.numel() for x in parameters]
-        self.rows = torch.empty((rows, sum(self.sizes)), dtype=torch.float32, device=device)
-
-    def split(self, x: Tensor) -> list[Tensor | None]:
-        """Splits the last axis into the parameters."""
-        pairs = zip(x.split(self.sizes, dim=-1), self.shapes, strict=True)
-        return [None if shape is None else part for part, shape in pairs]
-
-    def total(self) -> list[Tensor | None]:
-        """Returns the gradients."""
-        sums = self.split(sum_partials(self.rows, 0, torch.float32))
-        pairs = zip(sums, self.shapes, strict=True)
-        return [None if x is None or shape is None else x.view(shape) for x, shape in pairs]
+def _split(x: Tensor, parameters: list[Tensor | None]) -> list[Tensor | None]:
+    """Splits the last axis into as many elements as each parameter has; None stays."""
+    parts = x.split([0 if p is None else p.numel() for p in parameters], dim=-1)
+    return [None if p is None else part for p, part in zip(parameters, parts, strict=True)]
 
 
 _ROWS = 32
