@@ -140,11 +140,10 @@ def as_int32(index: Tensor | None) -> Tensor | None:
     return index if index is None else index.to(torch.int32).contiguous()
 
 
-def sequence_strides(x: Tensor) -> tuple[int, int, int]:
+def sequence_strides(*tensors: Tensor) -> list[int]:
     """Strides of batch, direction and step of [B, L, D] (shared by directions) or [B, K, T, D]."""
-    if x.dim() == 3:
-        return x.stride(0), 0, x.stride(1)
-    return x.stride(0), x.stride(1), x.stride(2)
+    shared = ((x.stride(0), 0, x.stride(1)) if x.dim() == 3 else x.stride()[:3] for x in tensors)
+    return [stride for strides in shared for stride in strides]
 
 
 def device_of(x: Tensor) -> AbstractContextManager[Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .._common.backends import CHUNK
 from .._common.registration import in_dtypes
+from .._common.tiles import token_strides
 from .._common.triton_common import (
     LOG2E,
     Kernel,
@@ -468,10 +469,6 @@ def _segment_buffers(A: Tensor, batch: int, segments: int) -> tuple[Tensor, Tens
     return ends, torch.empty((*shape, channels), dtype=torch.float32, device=A.device)
 
 
-def _gate_strides(z: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if z is None else (z.stride(0), z.stride(1))
-
-
 def scan_forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
     inputs, launch, chunks, grid = _prepare(inputs)
     u, dt, A, B, C, D, z, dt_bias, index, length, softplus = inputs
@@ -492,15 +489,14 @@ def scan_forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
             ends, sums = _segment_buffers(A, batch, launch.segments)
             segment_end_kernel[grid](
                 u, dt, A, B, dt_bias, index, ends, sums,
-                *sequence_strides(u), *sequence_strides(dt), *sequence_strides(B),
-                directions, steps, channels, states, launch.segment_chunks * CHUNK,
-                launch.segments, PADDED=inputs.grid_order and steps != length, **flags,
+                *sequence_strides(u, dt, B), directions, steps, channels, states,
+                launch.segment_chunks * CHUNK, launch.segments,
+                PADDED=inputs.grid_order and steps != length, **flags,
             )  # fmt: skip
             starts = combine_segments(A, ends, sums, launch, reverse=False)
         scan_forward_kernel[grid](
             u, dt, A, B, C, D, z, dt_bias, index, y, kept, starts,
-            *sequence_strides(u), *sequence_strides(dt), *sequence_strides(B),
-            *sequence_strides(C), *_gate_strides(z),
+            *sequence_strides(u, dt, B, C), *token_strides(z),
             directions, steps, length, channels, states, chunks, launch.segment_chunks,
             launch.segments, HAS_INDEX=index is not None, PADDED=steps != length,
             HAS_D=D is not None, HAS_Z=z is not None, SAVE=save, SEGMENTED=launch.segments > 1,
@@ -543,16 +539,14 @@ def scan_backward(
                 ends, sums = _segment_buffers(A, batch, launch.segments)
                 segment_carry_kernel[grid](
                     dy, dt, A, C, z, dt_bias, index, ends, sums,
-                    *sequence_strides(dy), *sequence_strides(dt), *sequence_strides(C),
-                    *_gate_strides(z), directions, steps, channels, n_states,
-                    launch.segment_chunks * CHUNK, launch.segments, **flags,
+                    *sequence_strides(dy, dt, C), *token_strides(z), directions, steps, channels,
+                    n_states, launch.segment_chunks * CHUNK, launch.segments, **flags,
                 )  # fmt: skip
                 carries = combine_segments(A, ends, sums, launch, reverse=True)
             scan_backward_kernel[grid](
                 dy, u, dt, A, B, C, D, z, dt_bias, index, states, carries, scratch,
                 du, ddt, dA, dB, dC, dD, dz, dbias,
-                *sequence_strides(dy), *sequence_strides(u), *sequence_strides(dt),
-                *sequence_strides(B), *sequence_strides(C), *_gate_strides(z),
+                *sequence_strides(dy, u, dt, B, C), *token_strides(z),
                 directions, steps, rows, length, channels, n_states, chunks,
                 launch.segment_chunks, launch.segments, HAS_D=D is not None,
                 SEGMENTED=launch.segments > 1, CHUNK=CHUNK, GROUP=GROUP, **flags,

@@ -88,11 +88,6 @@ def _prepare(inputs: ScanInputs) -> ScanInputs:
     return ScanInputs(u, dt, A, B, C, D, None, dt_bias, as_int32(index), length, softplus)
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    """Returns strides of image, direction (64 bits) and step (32 bits)."""
-    return [stride for x in tensors for stride in sequence_strides(x)]
-
-
 _FLAGS = (
     "ELEMENT", "GRID_ORDER", "HAS_INDEX", "PADDED", "HAS_D", "HAS_BIAS", "SOFTPLUS", "SEGMENTED",
     "SAVE", "SPLIT",
@@ -142,13 +137,13 @@ def scan_forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor]:
             sums = _float32(u, batch, directions, cut.segments, channels)
             nvrtc.launch(
                 "segment_end", defines, grid, _WARP, "8P" + 3 * "qqi" + "6i",
-                u, dt, A, B, dt_bias, index, ends, sums, *_strides(u, dt, B),
+                u, dt, A, B, dt_bias, index, ends, sums, *sequence_strides(u, dt, B),
                 directions, blocks, steps, channels, cut.segment_chunks, cut.segments,
             )  # fmt: skip
             starts = _combine(A, ends, sums, reverse=False)
         nvrtc.launch(
             "scan_forward", defines, grid, _WARP, "11P" + 4 * "qqi" + "8i",
-            u, dt, A, B, C, D, dt_bias, index, y, kept, starts, *_strides(u, dt, B, C),
+            u, dt, A, B, C, D, dt_bias, index, y, kept, starts, *sequence_strides(u, dt, B, C),
             directions, blocks, steps, length, channels, chunks, cut.segment_chunks, cut.segments,
         )  # fmt: skip
     return y, kept
@@ -183,7 +178,7 @@ def scan_backward(
                 sums = _float32(u, batch, directions, cut.segments, channels)
                 nvrtc.launch(
                     "segment_carry", defines, grid, _WARP, "8P" + 3 * "qqi" + "6i",
-                    dy, dt, A, C, dt_bias, index, ends, sums, *_strides(dy, dt, C),
+                    dy, dt, A, C, dt_bias, index, ends, sums, *sequence_strides(dy, dt, C),
                     directions, blocks, steps, channels, cut.segment_chunks, cut.segments,
                 )  # fmt: skip
                 carries = _combine(A, ends, sums, reverse=True)
@@ -191,7 +186,7 @@ def scan_backward(
             nvrtc.launch(
                 "scan_backward", defines, grid, _WARP, "18P" + 5 * "qqi" + "8iq",
                 dy, u, dt, A, B, C, D, dt_bias, index, states, carries, scratch,
-                du, ddt, dA, partial_dBC, dD, dbias, *_strides(dy, u, dt, B, C),
+                du, ddt, dA, partial_dBC, dD, dbias, *sequence_strides(dy, u, dt, B, C),
                 directions, blocks, steps, rows, channels, chunks, cut.segment_chunks,
                 cut.segments, partial.shape[1],
             )  # fmt: skip
