@@ -33,7 +33,7 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str], title: str = "") 
 
     Returns:
         For few classes, a cell for each pair with its share of the row in percent. For many, errors
-        by groups of neighbouring classes, the most frequent errors and the distribution of recall.
+        by groups of neighboring classes, the most frequent errors and the distribution of recall.
     """
     names = [_shorten(name.split(",")[0]) for name in classes]
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -57,8 +57,8 @@ def _draw_cells(matrix: np.ndarray, shares: np.ndarray, names: list[str]) -> Fig
     for row, column in zip(*matrix.nonzero(), strict=True):
         share = 100 * shares[row, column]
         text = f"{share:.0f}" if share >= 0.5 else "<1"
-        colour = "white" if share > 40 else INK
-        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+        color = "white" if share > 40 else INK
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
     axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 3 else 0)
     axes.set_yticks(range(count), names)
     axes.tick_params(length=0)

@@ -114,7 +114,7 @@ def test_confusion_of_many_classes_loses_no_error(tmp_path):
     matrix = np.diag(np.full(1000, 47)) + (generator.random((1000, 1000)) < 0.003)
     matrix[123, 321] = 40
     figure = draw_confusion(matrix, [f"n{i}" for i in range(1000)])
-    errors, _, pairs, recall = figure.axes  # the second is the colour bar
+    errors, _, pairs, recall = figure.axes  # the second is the color bar
     cells = errors.images[0].get_array()
     assert cells.shape == (100, 100)
     assert cells.sum() == matrix.sum() - matrix.trace()
