@@ -172,8 +172,8 @@ def draw_accuracies(records: Records) -> Figure:
         for y, arm in enumerate(arms):
             values = list(accuracies(records, data, arm).values())
             axes.plot(values, [y] * len(values), "o", color=PALETTE[0], alpha=0.45, ms=5, mew=0)
-            centre = estimate(values)
-            axes.errorbar(centre.mean, y, xerr=centre.half, fmt="|", color=INK, ms=12, capsize=3)
+            center = estimate(values)
+            axes.errorbar(center.mean, y, xerr=center.half, fmt="|", color=INK, ms=12, capsize=3)
         rows = accuracies(records, data, "rows")
         if rows:
             axes.axvline(mean(rows.values()), color=FAINT, lw=0.8, ls=":", zorder=0)

@@ -247,7 +247,7 @@ def _peak_on_cpu(work: Workload) -> float:
     return peak / MIB
 
 
-def _captured(step: Callable[[], None]) -> Callable[[], None]:
+def captured(step: Callable[[], None]) -> Callable[[], None]:
     """Captures the step as a CUDA graph, without launch overhead from Python."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -272,7 +272,7 @@ def _measure(setting: Setting, seconds: float) -> Result:
     before = torch.cuda.memory_allocated() if device == "cuda" else 0
     work = Workload(setting)
     memory = _peak_on_cuda(work, before) if device == "cuda" else _peak_on_cpu(work)
-    step = _captured(work.step) if work.setting.launch == "graph" else work.step
+    step = captured(work.step) if work.setting.launch == "graph" else work.step
     milliseconds = median_milliseconds(step, device, seconds)
     return Result(work.setting, milliseconds, memory)
 
