@@ -6,10 +6,13 @@ name. `localmamba.cli.parser` turns its parameters into options and its docstrin
 
 import importlib
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+
+from localmamba.tasks.processes import find_launcher, report_error, run_processes
 
 COMMANDS = {
     "demo": "search, train and compare on handwritten digits, about 3 minutes on a CPU",
@@ -39,8 +42,8 @@ localmamba COMMAND --help lists options and examples. To start:
 PHOTOS is a folder with a folder of images per class, or with train/ and val/ of that form.
 """
 
-INVALID, INTERRUPTED = 2, 130
-"""Exit codes after invalid input and after Ctrl-C."""
+FAILED, INVALID, INTERRUPTED = 1, 2, 130
+"""Exit codes after an error in the code, after invalid input and after Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"localmamba {name}", "interrupted", INTERRUPTED)
     except (ValueError, OSError, MissingExtraError) as error:
         return _fail(f"localmamba {name}", str(error) or type(error).__name__)
+    except Exception:
+        if find_launcher() is None:
+            raise
+        report_error(traceback.format_exc())
+        return FAILED
 
 
 class MissingExtraError(Exception):
@@ -82,6 +90,10 @@ def _run(name: str, argv: list[str]) -> int | None:
         function: Callable[..., int | None]
         function = getattr(importlib.import_module(f"localmamba.cli.{name}"), name)
         arguments = parse(name, function, argv)
+        hardware = getattr(arguments.get("job"), "hardware", arguments.get("hardware"))
+        if hardware is not None and hardware.devices > 1 and find_launcher() is None:
+            command = [sys.executable, "-m", "localmamba.cli", name, *argv]
+            return run_processes(command, hardware.devices)
         return function(**arguments)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("localmamba"):
@@ -99,7 +111,7 @@ def _fail(prefix: str, message: str, code: int = INVALID) -> int:
     """Prints one line on stderr; of a worker process's traceback its last line."""
     lines = message.strip().splitlines() or [""]
     text = lines[-1] if "Traceback" in message else " ".join(line.strip() for line in lines)
-    print(f"{prefix}: {text}", file=sys.stderr)
+    report_error(f"{prefix}: {text}\n")
     return code
 
 

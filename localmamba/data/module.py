@@ -105,9 +105,14 @@ class ImageTensors(Dataset[tuple[Tensor, int]]):
         return self.images[positions], self.labels[positions]
 
 
+def derive_seed(*numbers: int) -> int:
+    """Returns a seed made of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def seed_generators(*numbers: int) -> None:
     """Seeds Python's, NumPy's and PyTorch's global generators from several numbers."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    seed = derive_seed(*numbers)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -281,11 +286,14 @@ class ImageData(LightningDataModule):
         images, labels = batch
         if self.trainer is None or not self.trainer.training:
             return normalize(images, self.spec), labels
-        images = self.augment(images)
+        rank, world_size = self._process()
+        passes = self.trainer.accumulate_grad_batches
+        part = (self.trainer.fit_loop.total_batch_idx + 1) % passes
+        cut = rank * passes + part, world_size * passes
         if not self.choice_share:
-            return images, labels
+            return self.augment(images, *cut), labels
         halves = zip(images.chunk(2), labels.chunk(2), strict=True)
-        return tuple(tensor for half in halves for tensor in half)
+        return tuple(tensor for x, y in halves for tensor in (self.augment(x, *cut), y))
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data and what has been left out of it, for a checkpoint."""

@@ -6,6 +6,27 @@ import numpy as np
 from torch.utils.data import Sampler
 
 
+def batch_places(batch_size: int, cut: int = 0, cuts: int = 1) -> np.ndarray:
+    """Returns the places in the batch of a whole step that one process takes in one pass.
+
+    Their reverse is a part of the reverse of all places, so that mixup, which mixes a batch with
+    its reverse, mixes the same images however a step is cut. This needs an even `batch_size`.
+
+    Args:
+        batch_size: Images of one process in one pass.
+        cut: Index of process and pass.
+        cuts: Number of processes times passes.
+
+    Returns:
+        [batch_size], in 0 .. batch_size * cuts - 1.
+    """
+    half, odd = divmod(batch_size, 2)
+    places = np.arange(batch_size * cuts)
+    first, middle, last = np.split(places, [half * cuts, (half + odd) * cuts])
+    first, last = first.reshape(cuts, half), last.reshape(cuts, half)
+    return np.concatenate([first[cut], middle[cut : cut + odd], last[~cut]])
+
+
 class EpochBatches(Sampler[list[int]]):
     """Batches of one epoch, drawn from the seed and the number of the epoch alone.
 
@@ -54,10 +75,12 @@ class EpochBatches(Sampler[list[int]]):
             np.concatenate([generator.permutation(part) for _ in range(-(-total // len(part)))])
             for part in self.parts
         ]
-        for step in range(self.start, self.steps):
-            whole, part = divmod(step, self.passes)
-            first = ((whole * self.world_size + self.rank) * self.passes + part) * self.batch_size
-            batch = np.concatenate([order[first : first + self.batch_size] for order in orders])
+        cuts = self.world_size * self.passes
+        for number in range(self.start, self.steps):
+            step, part = divmod(number, self.passes)
+            places = batch_places(self.batch_size, self.rank * self.passes + part, cuts)
+            places += step * cuts * self.batch_size
+            batch = np.concatenate([order[places] for order in orders])
             yield (batch + self.epoch * self.images).tolist()
 
     def set_epoch(self, epoch: int) -> None:

@@ -1,6 +1,7 @@
 """Image transforms: resize and crop of single images, augmentation of batches on the device."""
 
 import math
+import random
 from collections.abc import Callable
 from functools import lru_cache
 from operator import methodcaller
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
+from localmamba.data.sampling import batch_places
 from localmamba.data.settings import Augmentation, InputSpec
 
 Transform = Callable[[Image.Image], Tensor]
@@ -73,8 +75,9 @@ def _mean_std(spec: InputSpec, device: torch.device) -> tuple[Tensor, Tensor]:
 class BatchAugmentation:
     """Flip, affine and elastic distortion, normalization and erasing of a batch on its device.
 
-    Every image gets its own parameters. Random numbers come from PyTorch's global generator of the
-    device, those of erasing from Python's.
+    Every image gets its own parameters, from PyTorch's global generators. Each of several processes
+    or passes draws for the images of the whole step and takes those of its own: from generators in
+    the same state, an image gets the same however the step is cut.
     """
 
     def __init__(self, spec: InputSpec, augmentation: Augmentation):
@@ -83,23 +86,27 @@ class BatchAugmentation:
         a = augmentation
         self.distorts = any((a.rotate, a.shift, a.zoom, a.shear, a.elastic))
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Maps uint8 [B, C, H, W] to augmented and normalized float32."""
+    def __call__(self, images: Tensor, cut: int = 0, cuts: int = 1) -> Tensor:
+        """Maps uint8 [B, C, H, W] to augmented and normalized float32; see `batch_places`."""
+        places = torch.from_numpy(batch_places(len(images), cut, cuts))
+        draw = _Draw(len(images) * cuts, places.to(images.device, non_blocking=True))
         if self.augmentation.hflip:
-            flip = torch.rand(len(images), device=images.device) < self.augmentation.hflip
+            flip = draw(torch.rand) < self.augmentation.hflip
             images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
         if self.distorts:
-            grid = self._affine_grid(images) + self._elastic_displacement(images)
+            grid = self._affine_grid(images, draw) + self._elastic_displacement(images, draw)
             images = F.grid_sample(images.float(), grid, align_corners=False)
         images = normalize(images, self.spec)
-        return self._erase(images) if self.augmentation.erasing else images
+        if self.augmentation.erasing:
+            self._erase(images, _Draw(draw.count, places))
+        return images
 
-    def _affine_grid(self, images: Tensor) -> Tensor:
+    def _affine_grid(self, images: Tensor, draw: "_Draw") -> Tensor:
         """Samples affine maps; returns sampling positions in [-1, 1], [B, H, W, 2]."""
         a = self.augmentation
 
         def uniform(maximum: float) -> Tensor:
-            return (torch.rand(len(images), device=images.device) * 2 - 1) * maximum
+            return (draw(torch.rand) * 2 - 1) * maximum
 
         angle, shear = uniform(math.radians(a.rotate)), uniform(math.radians(a.shear)).tan()
         zoom = 1 + uniform(a.zoom)
@@ -109,14 +116,33 @@ class BatchAugmentation:
         theta = torch.stack([*rows, uniform(2 * a.shift)], dim=1).view(-1, 2, 3)
         return F.affine_grid(theta, list(images.shape), align_corners=False)
 
-    def _elastic_displacement(self, images: Tensor) -> Tensor:
+    def _elastic_displacement(self, images: Tensor, draw: "_Draw") -> Tensor:
         """Samples smooth displacement fields, [B, H, W, 2]."""
-        coarse = torch.randn(len(images), 2, ELASTIC_GRID, ELASTIC_GRID, device=images.device)
+        coarse = draw(torch.randn, 2, ELASTIC_GRID, ELASTIC_GRID)
         fine = F.interpolate(coarse, images.shape[-2:], mode="bicubic", align_corners=True)
         return fine.permute(0, 2, 3, 1) * (2 * self.augmentation.elastic)
 
-    def _erase(self, images: Tensor) -> Tensor:
+    def _erase(self, images: Tensor, draw: "_Draw") -> None:
+        """Erases in place; `draw` is of the CPU, so that no GPU is waited for."""
         from timm.data.random_erasing import RandomErasing
 
-        erase = RandomErasing(self.augmentation.erasing, mode="pixel", device=str(images.device))
-        return erase(images)
+        erase = RandomErasing(1.0, mode="pixel", device=str(images.device))
+        chosen = draw(torch.rand) < self.augmentation.erasing
+        seeds = (draw(torch.rand) * 2**24).long()
+        after = int(torch.randint(2**31, ()))
+        for i in chosen.nonzero().flatten().tolist():
+            # timm draws the place from Python's generator, the noise from that of the device.
+            random.seed(int(seeds[i]))
+            torch.manual_seed(int(seeds[i]))
+            erase(images[i])
+        torch.manual_seed(after)  # alike in all processes again
+
+
+class _Draw:
+    """Random numbers for the images of a whole step, of which those at some places are taken."""
+
+    def __init__(self, count: int, places: Tensor):
+        self.count, self.places = count, places
+
+    def __call__(self, sampler: Callable[..., Tensor], *shape: int) -> Tensor:
+        return sampler(self.count, *shape, device=self.places.device)[self.places]

@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from localmamba.data import Augmentation
-from localmamba.data.module import seed_generators
+from localmamba.data.module import derive_seed, seed_generators
 from localmamba.tasks.optimization import make_optimizer, make_schedule
 from localmamba.tasks.settings import TrainingSettings
 
@@ -62,15 +62,21 @@ class Classification(LightningModule):
     def on_before_batch_transfer(
         self, batch: tuple[Tensor, ...], dataloader_idx: int
     ) -> tuple[Tensor, ...]:
-        """Seeds the random numbers of a training step from seed, step and process.
+        """Seeds the random numbers of a training step, in all processes and passes alike.
 
         A resumed training draws what it would have drawn, and no generator's state is saved.
         """
         del dataloader_idx
         if self.trainer.training:
-            step = self.trainer.fit_loop.total_batch_idx + 1
-            seed_generators(self.seed, step, self.global_rank)
+            number = self.trainer.fit_loop.total_batch_idx + 1
+            seed_generators(self.seed, number // self.trainer.accumulate_grad_batches)
         return batch
+
+    def on_train_batch_start(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        """Seeds dropout and stochastic depth, which are drawn for the images of one pass."""
+        del batch, batch_idx
+        number = self.trainer.fit_loop.total_batch_idx
+        torch.manual_seed(derive_seed(self.seed, number, 1 + self.global_rank))
 
     def loss(self, images: Tensor, targets: Tensor) -> Tensor:
         """Returns the cross entropy, of mixed images and targets if so set."""
@@ -103,7 +109,8 @@ class Classification(LightningModule):
         del batch_idx
         images, labels = batch
         logits = self.model(images).float()
-        self.val_loss.update(F.cross_entropy(logits, labels), len(images))
+        # An update with a weight ignores it (torchmetrics 1.9, nan_strategy "disable").
+        self.val_loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.log("val_loss", self.val_loss)
         for name, metric in (("val_accuracy", self.accuracy), ("val_top5", self.top5)):
             if metric is not None:

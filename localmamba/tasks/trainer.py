@@ -8,10 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
+from localmamba.tasks.processes import count_processes, find_launcher
 from localmamba.tasks.settings import Hardware
 from localmamba.tasks.state import StateIO
 
@@ -32,6 +39,17 @@ def pick_device(name: str) -> torch.device:
 def is_main_process() -> bool:
     """Returns whether this process is the first of those that train together."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """Returns how Lightning finds the other processes."""
+    launcher = find_launcher()
+    if launcher == "torchrun":
+        return TorchElasticEnvironment()
+    if launcher == "srun":
+        # Schedulers requeue by the exit code; Lightning would call scontrol.
+        return SLURMEnvironment(auto_requeue=False)
+    return LightningEnvironment()
 
 
 def make_trainer(
@@ -56,19 +74,21 @@ def make_trainer(
     device = pick_device(hardware.device)
     if device.type == "cpu" and hardware.precision == "16-mixed":
         raise ValueError("precision 16-mixed needs a GPU; allowed on a CPU: 32, bf16-mixed")
-    if device.type == "cuda" and hardware.devices > torch.cuda.device_count():
-        raise ValueError(f"devices {hardware.devices}: there are {torch.cuda.device_count()}")
+    devices, nodes = count_processes(hardware)
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise ValueError(f"devices {devices}: there are {torch.cuda.device_count()}")
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
     return Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=hardware.devices,
+        devices=devices,
+        num_nodes=nodes,
         precision=hardware.precision,
         deterministic=hardware.deterministic,
         max_epochs=epochs,
         gradient_clip_val=clip_grad,
         callbacks=list(callbacks),
-        plugins=[StateIO()],
+        plugins=[StateIO(), cluster_environment()],
         limit_val_batches=None if validates else 0,
         use_distributed_sampler=False,  # ImageData shares the images out
         logger=False,

@@ -21,6 +21,7 @@ from localmamba.tasks.checkpoints import Card, load_checkpoint, save_checkpoint
 from localmamba.tasks.classification import Classification
 from localmamba.tasks.evaluation import evaluate
 from localmamba.tasks.job import Job, TrainingJob
+from localmamba.tasks.processes import count_processes
 from localmamba.tasks.run_folder import finish, write_config, write_json
 from localmamba.tasks.state import SaveState, find_state
 from localmamba.tasks.trainer import fit, is_main_process, make_trainer, quiet_lightning
@@ -55,7 +56,8 @@ class Run(Generic[AnyJob]):
         pretrained: bool = False,
     ):
         self.job = job
-        job.images.passes(job.hardware.devices)  # refused before anything is loaded
+        devices, nodes = count_processes(job.hardware)
+        job.images.passes(devices * nodes)  # refused before anything is loaded
         self.source = load_source(job.data, job.images)
         check_trainable(self.source)
         self.spec = input_spec(job.model, job.images, self.source.channels)

@@ -13,7 +13,16 @@ from localmamba.tasks.training import Training
 
 
 def test_passes_add_up_to_the_whole_batch(job):
-    settings = {"drop_path": 0, "clip_grad": 0.5, "ema": 0.5, "lr": 1e-2, "mixup": 0}
+    settings = {
+        "drop_path": 0,
+        "clip_grad": 0.5,
+        "ema": 0.5,
+        "lr": 1e-2,
+        "mixup": 0.5,
+        "cutmix": 0.5,
+        "rotate": 10,
+        "erasing": 0.5,
+    }
     whole = Training(job(**settings)).run()
     cut = Training(job(**settings, device_batch=4)).run()
     for name, tensor in whole.model.state_dict().items():
