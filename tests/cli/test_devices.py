@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 
-def test_two_processes_evaluate_every_image_once(
-    run, trained, photos, tmp_path, capfd, monkeypatch
-):
+def test_two_processes_evaluate_every_image_once(run, trained, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = shutil.copytree(photos, tmp_path / "images")
     (folder / "red" / "03.png").unlink()  # 23 images: the processes have different numbers
