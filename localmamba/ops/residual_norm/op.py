@@ -5,6 +5,7 @@ embedding of hidden tokens and residual alike is one rotation of their sum), the
 with a layer norm. `token_norm` is the norm alone.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 import torch
@@ -116,40 +117,32 @@ _norm_backward.register_second_derivative()
 _norm.register_autocast(set_dtype(8))
 
 
-def _forward_alone(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
-) -> Tensor:
-    return kernels(x).forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
+def _forward_alone(backend: NormKernels, x: Tensor, *args: Any) -> Tensor:
+    weight, bias, eps, dtype = args
+    return backend.forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
 
 
-def _reference_alone(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
-) -> Tensor:
-    return reference.forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
+def _backward_alone(
+    backend: NormKernels, dnormed: Tensor, x: Tensor, *args: Any
+) -> list[Tensor | None]:
+    weight, bias, eps, _ = args
+    dx, _, *gradients = backend.backward(
+        dnormed, None, x, weight, bias, None, None, None, eps, x.dtype, False
+    )
+    return [dx, *gradients]
 
 
 _norm_alone = Op(
     "token_norm(Tensor x, Tensor weight, Tensor? bias, float eps, ScalarType dtype) -> Tensor",
-    kernel=_forward_alone,
+    kernel=lambda x, *args: _forward_alone(kernels(x), x, *args),
     fake=lambda x, weight, bias, eps, dtype: x.new_empty(x.shape, dtype=dtype),
-    reference=_reference_alone,
+    reference=partial(_forward_alone, reference),
 )
-
-
-def _setup_context_alone(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.eps, _ = inputs
-    ctx.save_for_backward(x, weight, bias)
-
-
-def _gradients_alone(ctx: Any, dnormed: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight, bias = ctx.saved_tensors
-    dx, *gradients = _norm_backward(
-        dnormed, None, x, weight, bias, None, None, None, ctx.eps, x.dtype, False
-    )
-    return dx, *restore(gradients, (weight, bias)), None, None
-
-
-_norm_alone.register_autograd(_gradients_alone, _setup_context_alone)
+_norm_alone.register_backward(
+    lambda dnormed, x, *args: _backward_alone(kernels(x), dnormed, x, *args),
+    partial(_backward_alone, reference),
+    tensors=3,
+)
 _norm_alone.register_autocast(set_dtype(4))
 
 
