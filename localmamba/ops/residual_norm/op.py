@@ -117,15 +117,17 @@ _norm_backward.register_second_derivative()
 _norm.register_autocast(set_dtype(8))
 
 
-def _forward_alone(backend: NormKernels, x: Tensor, *args: Any) -> Tensor:
+def _forward_alone(x: Tensor, *args: Any, backend: NormKernels | None = None) -> Tensor:
     weight, bias, eps, dtype = args
+    backend = backend or kernels(x)
     return backend.forward(x, None, weight, bias, None, None, None, eps, dtype, False)[0]
 
 
 def _backward_alone(
-    backend: NormKernels, dnormed: Tensor, x: Tensor, *args: Any
+    dnormed: Tensor, x: Tensor, *args: Any, backend: NormKernels | None = None
 ) -> list[Tensor | None]:
     weight, bias, eps, _ = args
+    backend = backend or kernels(x)
     dx, _, *gradients = backend.backward(
         dnormed, None, x, weight, bias, None, None, None, eps, x.dtype, False
     )
@@ -134,14 +136,12 @@ def _backward_alone(
 
 _norm_alone = Op(
     "token_norm(Tensor x, Tensor weight, Tensor? bias, float eps, ScalarType dtype) -> Tensor",
-    kernel=lambda x, *args: _forward_alone(kernels(x), x, *args),
+    kernel=_forward_alone,
     fake=lambda x, weight, bias, eps, dtype: x.new_empty(x.shape, dtype=dtype),
-    reference=partial(_forward_alone, reference),
+    reference=partial(_forward_alone, backend=reference),
 )
 _norm_alone.register_backward(
-    lambda dnormed, x, *args: _backward_alone(kernels(x), dnormed, x, *args),
-    partial(_backward_alone, reference),
-    tensors=3,
+    _backward_alone, partial(_backward_alone, backend=reference), tensors=3
 )
 _norm_alone.register_autocast(set_dtype(4))
 
