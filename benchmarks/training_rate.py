@@ -139,9 +139,9 @@ def train(job: TrainingJob, folder: Path, resume: bool) -> None:
         trained.save(folder)
 
 
-def bare_rate(job: TrainingJob, graph: bool) -> tuple[float, int]:
-    """Returns images/s of the model without a loop around it, and its number of parameters."""
-    ready = Training(job)
+def bare_rate(ready: Training, graph: bool) -> float:
+    """Returns images/s of a training's model without a loop around it."""
+    job = ready.job
     device = pick_device(job.hardware.device)
     model = build_model(job.model, ready.arguments).to(device).train()
     batch, size = job.images.batch_size, ready.spec.size
@@ -156,7 +156,7 @@ def bare_rate(job: TrainingJob, graph: bool) -> tuple[float, int]:
 
     run = captured(step) if graph else step
     milliseconds = median_milliseconds(run, device.type, 3.0)
-    return 1e3 * batch / milliseconds, sum(p.numel() for p in model.parameters())
+    return 1e3 * batch / milliseconds
 
 
 def in_child(job: TrainingJob, folder: Path, resume: bool, kill_after: float | None) -> float:
@@ -250,16 +250,16 @@ def main() -> None:
         start = time.perf_counter()
         write_photographs(Path(config["data"]), arguments.files, arguments.data_root)
         report["writing_seconds"] = time.perf_counter() - start
-    one = TrainingJob.from_config({**config, "epochs": 1, "warmup_epochs": 0})
-    cuda = pick_device(one.hardware.device).type == "cuda"
-    report["bare_images_per_second"], report["parameters"] = bare_rate(one, graph=cuda)
-    rate = report["bare_images_per_second"]
+    ready = Training(TrainingJob.from_config({**config, "epochs": 1, "warmup_epochs": 0}))
+    report["parameters"] = sum(p.numel() for p in ready.model.parameters())
+    images = len(ready.source.split("train"))
+    cuda = pick_device(ready.job.hardware.device).type == "cuda"
+    rate = report["bare_images_per_second"] = bare_rate(ready, graph=cuda)
     if cuda:
-        report["bare_eager_images_per_second"] = bare_rate(one, graph=False)[0]
+        report["bare_eager_images_per_second"] = bare_rate(ready, graph=False)
         if config.get("launch") != "graph":
             rate = report["bare_eager_images_per_second"]
         torch.cuda.empty_cache()
-    images = len(load_source(config["data"], one.images).split("train"))
     epochs = max(2, int(EXPECTED * rate * 60 * arguments.minutes / images))
     job = TrainingJob.from_config({**config, "epochs": epochs, "warmup_epochs": epochs / 10})
     print(f"{report}: {epochs} epochs of {images} images", flush=True)
