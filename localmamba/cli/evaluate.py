@@ -39,8 +39,8 @@ def evaluate(
     predictions.csv (a row an image) and the confusion matrix as a picture.
 
     Args:
-        data: digits, fashion-mnist or a folder of images, as for train. Its classes must be among
-            the model's; those of ImageNet may be called by WordNet id or, as in ImageNet-V2, by
+        data: digits, fashion-mnist, a folder of images, hfds/FOLDER or wds/FOLDER, as for train.
+            Its classes must be among the model's; those of ImageNet may be called by WordNet id or, as in ImageNet-V2, by
             number.
         hardware: Devices and precision.
         checkpoint: A model.safetensors of `localmamba train`, which names its model itself.

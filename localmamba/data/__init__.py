@@ -3,10 +3,11 @@
 Imports nothing else from localmamba.
 """
 
-from localmamba.data.examples import Examples, Source, stratified_split
+from localmamba.data.examples import Examples, Source
 from localmamba.data.images import Encoded, open_image
 from localmamba.data.settings import Augmentation, ImageSettings, InputSpec
 from localmamba.data.sources import DATA_NAMES, check_trainable, load_source
+from localmamba.data.splits import stratified_split
 
 __all__ = [
     "DATA_NAMES",

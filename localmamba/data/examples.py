@@ -4,11 +4,28 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
+from typing import Protocol, Self
 
 import numpy as np
 from PIL import Image
 
-from localmamba.data.images import UnreadableImageError, open_image
+from localmamba.data.images import Encoded, UnreadableImageError, open_image
+
+
+class ImageStore(Protocol):
+    """Image files in another file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Encoded: ...
+
+    def name(self, index: int) -> str:
+        """Returns the name of an image, without reading it."""
+        ...
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """Selects images by index, in the given order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -16,11 +33,11 @@ class Examples:
     """Labeled images, in memory or read from files on access.
 
     Attributes:
-        images: uint8 [n, H, W] (gray), or n paths.
+        images: uint8 [n, H, W] (gray), n paths, or a store of n files.
         labels: int64 [n].
     """
 
-    images: np.ndarray | list[str]
+    images: np.ndarray | list[str] | ImageStore
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -39,13 +56,18 @@ class Examples:
 
     def name(self, index: int) -> str:
         """Returns the path of an image, or its index where it has none."""
-        return str(index if isinstance(self.images, np.ndarray) else self.images[index])
+        if isinstance(self.images, np.ndarray):
+            return str(index)
+        return self.images[index] if isinstance(self.images, list) else self.images.name(index)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Examples":
         """Selects examples by index, in the given order."""
         images = self.images
-        chosen = images[indices] if isinstance(images, np.ndarray) else [images[i] for i in indices]
-        return Examples(chosen, self.labels[indices])
+        if isinstance(images, np.ndarray):
+            return Examples(images[indices], self.labels[indices])
+        if isinstance(images, list):
+            return Examples([images[i] for i in indices], self.labels[indices])
+        return Examples(images.subset(indices), self.labels[indices])
 
     def faults(self) -> dict[int, str]:
         """Decodes every file; returns what `open_image` said of those that cannot be, by index."""
@@ -97,27 +119,3 @@ class Source:
     def final(self) -> str:
         """Name of the split for final metrics: `test`, else `val`."""
         return "test" if "test" in self.splits else "val"
-
-
-def stratified_split(
-    labels: np.ndarray, held_out: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Splits examples class by class.
-
-    Args:
-        labels: int [n].
-        held_out: Fraction of each class in the second part; minimum one example for a class with
-            two or more.
-        seed: Random seed; the split depends on nothing else.
-
-    Returns:
-        Sorted indices of both parts.
-    """
-    generator = np.random.default_rng(seed)
-    parts = []
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(held_out * len(members))), len(members) - 1)
-        parts.append(members[:count])
-    second = np.sort(np.concatenate(parts))
-    return np.setdiff1d(np.arange(len(labels)), second), second

@@ -17,6 +17,9 @@ MAX_ASPECT = 256
 """Longer side over shorter side, at most: resizing the shorter side to the model's size would
 otherwise need any amount of memory."""
 
+MAX_FILE = 2**29
+"""Bytes of an image file, at most."""
+
 BITS_PER_SAMPLE = 258
 """TIFF tag."""
 
@@ -61,8 +64,9 @@ def open_image(file: str | Path | Encoded, min_side: int | None = None) -> Image
             f"cannot read {name}: not a file" if exists else f"no such file: {name}"
         )
     try:
-        if not (len(file.content) if isinstance(file, Encoded) else os.path.getsize(file)):
-            raise ValueError("the file is empty")
+        size = len(file.content) if isinstance(file, Encoded) else os.path.getsize(file)
+        if not 0 < size <= MAX_FILE:
+            raise ValueError(f"{size} bytes; allowed: {MAX_FILE}" if size else "the file is empty")
         with Image.open(BytesIO(file.content) if isinstance(file, Encoded) else file) as image:
             if image.format == "EPS":
                 raise ValueError("EPS, which would run Ghostscript")

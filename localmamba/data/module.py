@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from localmamba.data.bad_images import BadImages
-from localmamba.data.examples import Examples, Source, stratified_split
+from localmamba.data.examples import Examples, Source
 from localmamba.data.images import UnreadableImageError, draft_side
 from localmamba.data.sampling import EpochBatches
 from localmamba.data.settings import Augmentation, ImageSettings, InputSpec
+from localmamba.data.splits import stratified_split
 from localmamba.data.transforms import (
     BatchAugmentation,
     Transform,

@@ -1,4 +1,4 @@
-"""Data sets: scikit-learn's digits, Fashion-MNIST, and folders of images by class."""
+"""Data sets by name: scikit-learn's digits, Fashion-MNIST, folders, parquet files, shards."""
 
 import gzip
 import os
@@ -7,22 +7,29 @@ from pathlib import Path
 
 import numpy as np
 
-from localmamba.data.examples import Examples, Source, stratified_split
+from localmamba.data.examples import Examples, Source
+from localmamba.data.folders import load_folder
+from localmamba.data.hugging_face import load_hugging_face
 from localmamba.data.settings import ImageSettings
+from localmamba.data.shards import load_shards
+from localmamba.data.splits import join_names, stratified_split
 
 DATA_NAMES = ("digits", "fashion-mnist")
-"""Data sets known by name; any other name is a folder."""
+"""Data sets known by name."""
+
+READERS = {"hfds": load_hugging_face, "wds": load_shards}
+"""Readers by the prefix of their path."""
+
+FORMS = (
+    f"{', '.join(DATA_NAMES)}, a folder of images, hfds/FOLDER (parquet files of Hugging Face), "
+    "wds/FOLDER or wds/PATTERN-{000..146}.tar (WebDataset shards)"
+)
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-
-IMAGE_SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
-)
-SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation", "valid"), "test": ("test",)}
 
 
 def load_source(
@@ -31,7 +38,9 @@ def load_source(
     """Loads a data set.
 
     Args:
-        data: `digits`, `fashion-mnist` or a folder of images (see `load_folder`).
+        data: `digits`, `fashion-mnist`, a folder of images (see `load_folder`), `hfds/` and a
+            folder of parquet files (see `load_hugging_face`), or `wds/` and a folder of shards or a
+            pattern (see `load_shards`).
         settings: Split and download settings; by default `ImageSettings()`.
         classes: Classes of a trained model, in label order; by default those of the data.
 
@@ -40,6 +49,11 @@ def load_source(
             are not in `classes`.
     """
     settings = settings or ImageSettings()
+    prefix, _, path = data.partition("/")
+    reader = READERS.get(prefix) if path else None
+    if reader is not None:
+        path = os.path.expanduser(path)
+        return reader(path, settings.held_out, settings.split_seed, classes)
     if data == "digits":
         source = load_digits()
     elif data == "fashion-mnist":
@@ -48,14 +62,12 @@ def load_source(
         folder = Path(data).expanduser()
         if not folder.is_dir():
             fault = "is a file" if folder.exists() else "does not exist"
-            raise ValueError(
-                f"data {data!r} {fault}; allowed: {', '.join(DATA_NAMES)}, or a folder of images"
-            )
+            raise ValueError(f"data {data!r} {fault}; allowed: {FORMS}")
         return load_folder(folder, settings.held_out, settings.split_seed, classes)
     if classes is not None and tuple(classes) != source.classes:
         raise ValueError(
             f"{data} has the classes {', '.join(source.classes)}; the model was trained on "
-            f"{_join_names(classes)}"
+            f"{join_names(classes)}"
         )
     return source
 
@@ -63,9 +75,7 @@ def load_source(
 def check_trainable(source: Source) -> None:
     """Raises ValueError unless there are training images, held-out images and two classes."""
     if "train" not in source.splits:
-        raise ValueError(
-            f"{source.name} has {', '.join(source.splits)} but no train folder of class folders"
-        )
+        raise ValueError(f"{source.name} has {', '.join(source.splits)} but no train split")
     if len(source.classes) < 2:
         raise ValueError(
             f"{source.name} has one class only ({source.classes[0]}); at least two are needed"
@@ -129,103 +139,3 @@ def _read_idx(path: Path, header: int) -> np.ndarray:
     packed = path.with_name(path.name + ".gz")
     content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
     return np.frombuffer(content, np.uint8, offset=header)
-
-
-def load_folder(
-    folder: Path, held_out: float, split_seed: int, classes: Sequence[str] | None = None
-) -> Source:
-    """Loads a folder of images.
-
-    Args:
-        folder: Either train/ with val/ (also validation/, valid/) or test/, each with a folder per
-            class; or the class folders themselves, which are split here and also kept whole as
-            the split `all`. Images may be at any depth of a class folder.
-        held_out: Fraction of each class held out if there is neither val/ nor test/.
-        split_seed: Seed of that split.
-        classes: Class names in label order; by default the folder names, sorted.
-
-    Raises:
-        ValueError: If there are no class folders, one is empty or not in `classes`, or, without
-            `classes`, those of two splits differ.
-    """
-    roots = _split_roots(folder) or {"all": folder}
-    files = {split: list_images(root) for split, root in roots.items()}
-    if classes is None:
-        _check_equal_classes(folder, files)
-    classes = tuple(classes or sorted(next(iter(files.values()))))
-    splits = {split: _label_files(roots[split], files[split], classes) for split in roots}
-    if "val" not in splits and "test" not in splits:
-        whole = splits.get("all") or splits["train"]
-        train, val = stratified_split(whole.labels, held_out, split_seed)
-        splits |= {"train": whole.subset(train), "val": whole.subset(val)}
-    return Source(str(folder.resolve()), classes, 3, splits)
-
-
-def list_images(root: Path) -> dict[str, list[str]]:
-    """Lists the image files of every class folder in `root`, sorted.
-
-    Raises:
-        ValueError: If there are no class folders, or a class has no images.
-    """
-    names = _class_folders(root)
-    if not names:
-        raise ValueError(f"{root} has no class folders; it must have a folder for each class")
-    files = {name: _list_files(root / name) for name in names}
-    if empty := [name for name, paths in files.items() if not paths]:
-        raise ValueError(
-            f"class folder {root / empty[0]} has no images ({len(empty)} of {len(names)} class "
-            f"folders are empty); allowed: {' '.join(sorted(IMAGE_SUFFIXES))}"
-        )
-    return files
-
-
-def _split_roots(folder: Path) -> dict[str, Path]:
-    # A class may be called `train` too: a split folder has class folders, a class folder images.
-    found = {
-        split: [folder / name for name in names if (folder / name).is_dir()]
-        for split, names in SPLIT_FOLDERS.items()
-    }
-    roots = {split: [f for f in folders if _class_folders(f)] for split, folders in found.items()}
-    return {split: folders[0] for split, folders in roots.items() if folders}
-
-
-def _class_folders(root: Path) -> list[str]:
-    return sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _list_files(folder: Path) -> list[str]:
-    paths = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                paths.append(os.path.join(parent, name))
-    return sorted(paths)
-
-
-def _check_equal_classes(folder: Path, files: dict[str, dict[str, list[str]]]) -> None:
-    (first, expected), *others = files.items()
-    for split, found in others:
-        lacks = {
-            first: sorted(set(found) - set(expected)),
-            split: sorted(set(expected) - set(found)),
-        }
-        if faults := [
-            f"{name} lacks {_join_names(names)}" for name, names in lacks.items() if names
-        ]:
-            raise ValueError(f"class folders in {folder} differ: {'; '.join(faults)}")
-
-
-def _label_files(root: Path, files: dict[str, list[str]], classes: tuple[str, ...]) -> Examples:
-    if foreign := sorted(set(files) - set(classes)):
-        raise ValueError(
-            f"{root} has classes that the model was not trained on: {_join_names(foreign)}; "
-            f"known: {_join_names(classes)}"
-        )
-    pairs = [(path, i) for i, name in enumerate(classes) for path in files.get(name, ())]
-    return Examples([path for path, _ in pairs], np.array([i for _, i in pairs], dtype=np.int64))
-
-
-def _join_names(names: Sequence[str], limit: int = 10) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

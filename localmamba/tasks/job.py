@@ -25,7 +25,9 @@ class Job:
 
     Attributes:
         data: digits, fashion-mnist, or a folder of images: train/ and val/ (or test/) with a folder
-            for each class in them, or just a folder for each class, which is then split.
+            for each class in them, or just a folder for each class, which is then split; or
+            hfds/FOLDER with parquet files of Hugging Face; or wds/FOLDER or
+            wds/a-{000..146}.tar, WebDataset shards.
         model: timm's name, of a model here or of timm's own, such as localvim_tiny or
             deit_tiny_patch16_224; for a search of a supernet, such as localvim_search.
         model_args: Further arguments of the model, such as '{embed_dim: 96}'.

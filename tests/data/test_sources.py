@@ -104,7 +104,7 @@ def test_stratified_split_keeps_a_lonely_example_for_training():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: p / "none", "does not exist; allowed: digits, fashion-mnist, or a folder"),
+        (lambda p: p / "none", "does not exist; allowed: digits, fashion-mnist, a folder"),
         (lambda p: write_image(p / "x.png"), "is a file; allowed"),
         (lambda p: p, "has no class folders; it must have a folder for each class"),
         (lambda p: write_classes(p, {"a": 3}), r"has one class only \(a\)"),
@@ -115,7 +115,7 @@ def test_stratified_split_keeps_a_lonely_example_for_training():
         ),
         (
             lambda p: write_classes(p / "test", {"a": 2, "b": 2}).parent,
-            "has test but no train folder",
+            "has test but no train split",
         ),
         (
             lambda p: (
