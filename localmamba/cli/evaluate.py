@@ -40,8 +40,8 @@ def evaluate(
 
     Args:
         data: digits, fashion-mnist, a folder of images, hfds/FOLDER or wds/FOLDER, as for train.
-            Its classes must be among the model's; those of ImageNet may be called by WordNet id or, as in ImageNet-V2, by
-            number.
+            Its classes must be among the model's; those of ImageNet may be called by WordNet id or,
+            as in ImageNet-V2, by number.
         hardware: Devices and precision.
         checkpoint: A model.safetensors of `localmamba train`, which names its model itself.
         released: A published ImageNet checkpoint of LocalMamba, Vim or VMamba instead; needs

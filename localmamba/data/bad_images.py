@@ -39,13 +39,14 @@ class BadImages:
         self._path = path
         self._write()
 
-    def add(self, split: str, total: int, causes: dict[str, str]) -> None:
+    def add(self, split: str, total: int, causes: dict[str, str], needed: bool = False) -> None:
         """Records images that cannot be read, by name.
 
         Args:
             split: Name of the split.
             total: Number of images in it.
             causes: What `open_image` said of each.
+            needed: Whether nothing can stand in for them, whatever the policy.
 
         Raises:
             ValueError: If they may not be left out.
@@ -55,7 +56,7 @@ class BadImages:
             return
         known |= new
         first = " | ".join(list(new.values())[:3]) + (" | ..." if len(new) > 3 else "")
-        if self.policy != "skip":
+        if needed or self.policy != "skip":
             raise ValueError(
                 f"{len(new)} of {total} images of {split!r} cannot be read: {first}; remove them, "
                 "or leave them out with --bad_images skip"

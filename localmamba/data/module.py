@@ -41,8 +41,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         seed: Of a random transform, which then depends on seed, epoch and image alone, in whichever
             worker it runs; None for a transform without randomness.
         min_side: As of `open_image`.
-        replaces: Whether the next image that can be read stands in for one that cannot; otherwise
-            it is missing from its batch.
+        replaces: Whether the next image that can be read stands in for one that cannot.
     """
 
     def __init__(
@@ -212,8 +211,8 @@ class ImageData(LightningDataModule):
             return examples
         return examples.subset(np.delete(np.arange(len(examples)), self.bad.left_out[split]))
 
-    def _report(self, split: str, causes: dict[str, str]) -> None:
-        self.bad.add(split, len(self.source.split(split)), causes)
+    def _report(self, split: str, causes: dict[str, str], needed: bool = False) -> None:
+        self.bad.add(split, len(self.source.split(split)), causes, needed)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads and checks what the stage needs, so that bad files are found before it starts."""
@@ -266,7 +265,7 @@ class ImageData(LightningDataModule):
             persistent_workers=workers > 0,
             pin_memory=pin,
         )
-        loader.report = partial(self._report, split)
+        loader.report = partial(self._report, split, needed=not dataset.replaces)
         return loader
 
     def _process(self) -> tuple[int, int]:

@@ -200,7 +200,7 @@ def evaluate_model(
         trainer.validate(module, datamodule=data, verbose=False)
     dataset = data.dataset(data.evaluated)
     labels = np.asarray(dataset.labels)
-    files = dataset.examples.images if isinstance(dataset, ImageFiles) else range(len(labels))
+    name = dataset.examples.name if isinstance(dataset, ImageFiles) else str
     positions = np.concatenate(data.share(np.arange(len(labels)))).astype(int)
     parts = _gather((positions, *recorder.arrays(), recorder.model_rate()))
     order = np.argsort(np.concatenate([part[0] for part in parts]))
@@ -210,7 +210,7 @@ def evaluate_model(
     if broken := int((~np.isfinite(losses)).sum()):
         raise ValueError(f"the model puts out NaN or infinity for {broken} of {len(order)} images")
     rates = len(order) / recorder.seconds, sum(part[-1] for part in parts)
-    images = tuple(map(str, files))
+    images = tuple(map(name, range(len(labels))))
     return Evaluation(data.source.classes, images, labels, ranked, confidence, losses, *rates)
 
 
