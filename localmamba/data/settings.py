@@ -11,7 +11,7 @@ class ImageSettings:
 
     Attributes:
         image_size: Side of the square input images; by default the model's.
-        crop_pct: Fraction of the side kept by the centre crop; by default the model's.
+        crop_pct: Fraction of the side kept by the center crop; by default the model's.
         batch_size: Images of a training step, on all devices together.
         device_batch: Images that a device takes at a time, at most; a step then adds up the
             gradients of several passes. By default all that are its share of the batch.
@@ -138,7 +138,7 @@ class InputSpec:
         mean: Mean per channel, of values in [0, 1].
         std: Standard deviation per channel.
         interpolation: Name of the resize filter.
-        crop_pct: Fraction of the side kept by the centre crop.
+        crop_pct: Fraction of the side kept by the center crop.
     """
 
     size: int

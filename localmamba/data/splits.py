@@ -45,7 +45,7 @@ def split_whole(splits: Mapping[str, Examples], held_out: float, seed: int) -> d
 def class_names(
     data: str, splits: Mapping[str, Examples], classes: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """Returns the names of labelled classes: those given, or the numbers.
+    """Returns the names of labeled classes: those given, or the numbers.
 
     Raises:
         ValueError: If there are labels without a name, or too many.

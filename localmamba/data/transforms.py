@@ -22,7 +22,7 @@ ELASTIC_GRID = 4
 
 
 def eval_transform(spec: InputSpec) -> Transform:
-    """Returns timm's resize and centre crop: image -> uint8 [channels, size, size]."""
+    """Returns timm's resize and center crop: image -> uint8 [channels, size, size]."""
     from timm.data import create_transform
 
     resize = create_transform(

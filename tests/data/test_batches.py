@@ -135,7 +135,7 @@ def bright_spot(size: int = 33) -> torch.Tensor:
         (Augmentation(rotate=30, zoom=0.2, shear=10), 0.0),
         (Augmentation(elastic=0.03), 0.12),
     ],
-    ids=["shift", "around the centre", "elastic"],
+    ids=["shift", "around the center", "elastic"],
 )
 def test_how_far_a_spot_in_the_centre_moves(augmentation, largest):
     torch.manual_seed(0)

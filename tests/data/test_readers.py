@@ -149,7 +149,7 @@ def test_unsplit_sets_are_split_and_models_give_the_labels(tmp_path, reader):
     assert not names & {source.split("train").name(i) for i in range(18)}
 
 
-def test_tables_are_labelled_by_the_classes_of_a_trained_model(tmp_path):
+def test_tables_are_labeled_by_the_classes_of_a_trained_model(tmp_path):
     path = write_tables(tmp_path / "set")
     source = load_source(path, classes=["owl", "yak", "dog", "cat"])
     assert source.classes == ("owl", "yak", "dog", "cat")
