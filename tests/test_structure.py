@@ -20,7 +20,7 @@ CHAIN = ["ops", "layers", "models", "search", "tasks", "recipes", "cli"]
 """Each part may import those before it."""
 LEAF = "data"
 """Imports nothing of this package."""
-SHARED = {"_files", "_format"}
+SHARED = {"_files", "_format", "_signals"}
 """Private modules that every part may import; they import nothing of this package."""
 TOOLS = {"figures", "complexity", "benchmark"}
 """Serve the command line alone; each may use all that comes before it, and the others."""

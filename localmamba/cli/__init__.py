@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 
+from localmamba._signals import Stopped, handled, stop
 from localmamba.tasks.processes import find_launcher, report_error, run_processes
 
 COMMANDS = {
@@ -42,8 +43,8 @@ localmamba COMMAND --help lists options and examples. To start:
 PHOTOS is a folder with a folder of images per class, or with train/ and val/ of that form.
 """
 
-FAILED, INVALID, INTERRUPTED = 1, 2, 130
-"""Exit codes after an error in the code, after invalid input and after Ctrl-C."""
+FAILED, INVALID = 1, 2
+"""Exit codes after an error in the code and after invalid input."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; by default those of the process.
 
     Returns:
-        The exit code: 0, 2 after invalid input, 130 after Ctrl-C, or that of the command.
+        The exit code: 0, 2 after invalid input, 128 + its number after a signal (130 after Ctrl-C,
+        138 after SIGUSR1, 143 after SIGTERM), or that of the command.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -66,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return _fail("localmamba", f"unknown command {name!r}; known: {', '.join(COMMANDS)}")
     try:
-        with _one_line_warnings(name):
+        with handled(stop), _one_line_warnings(name):
             return _run(name, rest) or 0
-    except KeyboardInterrupt:
-        return _fail(f"localmamba {name}", "interrupted", INTERRUPTED)
+    except Stopped as signal:
+        return _fail(f"localmamba {name}", str(signal), signal.code)
     except (ValueError, OSError, MissingExtraError) as error:
         return _fail(f"localmamba {name}", str(error) or type(error).__name__)
     except Exception:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from localmamba._signals import ignore_signals
 from localmamba.data.bad_images import BadImages
 from localmamba.data.examples import Examples, Source
 from localmamba.data.images import UnreadableImageError, draft_side
@@ -262,6 +263,7 @@ class ImageData(LightningDataModule):
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=_collate,
+            worker_init_fn=ignore_signals,
             persistent_workers=workers > 0,
             pin_memory=pin,
         )

@@ -5,8 +5,10 @@ import json
 import os
 import pickle
 import warnings
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from localmamba._files import write_atomically
+from localmamba._signals import Stopped, handled, stop
 from localmamba.tasks.job import ELSEWHERE, Job
 from localmamba.tasks.run_folder import STATES, plain
 
@@ -107,6 +110,9 @@ def find_state(folder: Path, job: Job) -> Path | None:
 class SaveState(Checkpoint):
     """Saves Lightning's checkpoint of a run, from which it can be resumed.
 
+    A signal that asks to stop is followed at the end of the running step, or of the validation
+    after it, by every process at the same step; a second one at once.
+
     Args:
         folder: Folder of the first process, which alone writes; none if not given.
         job: Kept in the checkpoint, see `find_state`.
@@ -117,7 +123,8 @@ class SaveState(Checkpoint):
         self.folder = folder
         self.job = job
         self.resumed = resumed
-        self._saved = 0
+        self._saved = self._step = self._signal = 0
+        self._handling = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Tells the other processes whether there is a folder; all of them take part in saving."""
@@ -127,19 +134,32 @@ class SaveState(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drops a newer state that is damaged, now that every process has read the one before."""
         del pl_module
-        self._saved = trainer.global_step
+        self._saved = self._step = trainer.global_step
         if self.folder and self.resumed and self.resumed.name == BEFORE:
             os.replace(self.resumed, self.folder / STATE)
+        self._handling.enter_context(handled(self._note))
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Saves in the course of long epochs; never between batches whose gradients are added."""
-        if trainer.global_step - self._saved >= self.job.saving.save_steps:
-            self._save(trainer)
+        stepped, self._step = trainer.global_step > self._step, trainer.global_step
+        if not stepped or trainer.is_last_batch:  # a state before the validation would skip it
+            return
+        signal = self._agreed(trainer)
+        if signal or self._step - self._saved >= self.job.saving.save_steps:
+            self._save(trainer, signal)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after the other callbacks and the check of the loss."""
         del pl_module
-        self._save(trainer)
+        self._save(trainer, self._agreed(trainer))
+
+    def on_train_end(self, *_: Any) -> None:
+        """Restores the handlers of signals: nothing can be lost any more."""
+        self._handling.close()
+
+    def on_exception(self, *_: Any) -> None:
+        """Restores the handlers of signals."""
+        self._handling.close()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -148,7 +168,22 @@ class SaveState(Checkpoint):
         del trainer, pl_module
         checkpoint["job"] = json.dumps(plain(self.job.config()))
 
-    def _save(self, trainer: Trainer) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal:
+            stop(number, frame)
+        self._signal = number
+
+    def _agreed(self, trainer: Trainer) -> int:
+        """Returns the signal that any of the processes has got, or 0."""
+        if trainer.world_size == 1:
+            return self._signal
+        number = torch.tensor(self._signal, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(number, reduce_op="max"))
+
+    def _save(self, trainer: Trainer, signal: int) -> None:
         self._saved = trainer.global_step
         if self.path is not None:
             trainer.save_checkpoint(self.path)
+        if signal:
+            note = f"; step {self._saved} is saved, --resume goes on from it" if self.path else ""
+            raise Stopped(signal, note)

@@ -1,11 +1,9 @@
 """Lightning's Trainer as this package uses it: quiet, and writing only what its callbacks write."""
 
 import logging
-import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from lightning.fabric.plugins.environments import (
@@ -14,7 +12,7 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -79,7 +77,7 @@ def make_trainer(
         raise ValueError(f"devices {devices}: there are {torch.cuda.device_count()}")
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
-    return Trainer(
+    trainer = Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=devices,
         num_nodes=nodes,
@@ -97,24 +95,9 @@ def make_trainer(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-
-
-def fit(
-    trainer: Trainer, module: LightningModule, data: LightningDataModule, state: Path | None
-) -> None:
-    """Runs a training, from a saved state if given.
-
-    Raises:
-        KeyboardInterrupt: After Ctrl-C, for which Lightning ends the process with code 1.
-    """
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=state)
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            signal.signal(signal.SIGINT, on_interrupt)
-            raise KeyboardInterrupt from None
-        raise
+    # Its handler of SIGTERM broadcasts wherever the processes are; `SaveState` handles signals.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 @contextmanager

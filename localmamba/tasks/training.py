@@ -24,7 +24,7 @@ from localmamba.tasks.job import Job, TrainingJob
 from localmamba.tasks.processes import count_processes
 from localmamba.tasks.run_folder import finish, write_config, write_json
 from localmamba.tasks.state import SaveState, find_state
-from localmamba.tasks.trainer import fit, is_main_process, make_trainer, quiet_lightning
+from localmamba.tasks.trainer import is_main_process, make_trainer, quiet_lightning
 
 AnyJob = TypeVar("AnyJob", bound=Job)
 
@@ -117,7 +117,7 @@ class Run(Generic[AnyJob]):
                 job.hardware, callbacks, settings.epochs, settings.clip_grad, self.validates
             )
             trainer.accumulate_grad_batches, _ = job.images.passes(trainer.world_size)
-            fit(trainer, module, self.data, state)
+            trainer.fit(module, datamodule=self.data, ckpt_path=state)
             for callback in average:
                 # Again, for a run that was stopped after its last epoch.
                 callback.on_train_end(trainer, module)

@@ -162,12 +162,6 @@ def test_faults_of_the_program_keep_their_traceback(run, monkeypatch):
         run("tables")
 
 
-def test_interruption(run, monkeypatch):
-    raising(monkeypatch, KeyboardInterrupt())
-    said = run("train")
-    assert (said.code, said.err) == (130, "localmamba train: interrupted\n")
-
-
 def test_an_error_of_a_worker_process_is_its_last_line(run, monkeypatch):
     text = "Caught ValueError in worker process 0.\nOriginal Traceback:\n  x\nValueError: cut"
     raising(monkeypatch, ValueError(text))

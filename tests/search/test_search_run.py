@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ pytest.importorskip("lightning")
 
 from lightning.pytorch import Callback
 
+from localmamba._signals import Stopped
 from localmamba.data import Augmentation, ImageSettings
 from localmamba.search import STRATEGIES, Choice, SearchSettings
 from localmamba.tasks.job import SearchJob
@@ -57,7 +59,7 @@ class StopAfter(Callback):
 
     def on_train_batch_start(self, trainer, *_) -> None:
         if trainer.fit_loop.total_batch_idx == self.steps:
-            raise KeyboardInterrupt
+            raise Stopped(signal.SIGINT)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -85,7 +87,7 @@ def test_resumed_search_comes_to_the_same(strategy, tmp_path):
         stopped.mkdir()
         first = Search(job)
         first.strategy.conclude = interrupt
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped):
             first.run(stopped, callbacks=(StopAfter(steps),))
         if steps >= per_epoch:
             early = Choice.load(stopped / "directions.json")
@@ -97,7 +99,7 @@ def test_resumed_search_comes_to_the_same(strategy, tmp_path):
 
 
 def interrupt(*_args) -> None:
-    raise KeyboardInterrupt
+    raise Stopped(signal.SIGINT)
 
 
 def test_a_search_that_diverges_says_so(tmp_path):
@@ -107,7 +109,7 @@ def test_a_search_that_diverges_says_so(tmp_path):
 
 
 def test_a_state_of_another_search_is_refused(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped):
         Search(make_job()).run(tmp_path, callbacks=(StopAfter(7),))
     with pytest.raises(ValueError, match="of a search with other settings: seed was 0, now 1"):
         Search(make_job(seed=1)).run(tmp_path, resume=True)

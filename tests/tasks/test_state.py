@@ -12,6 +12,7 @@ import torch
 from test_training import StopAfter
 
 from localmamba._files import DRAFTS, write_atomically
+from localmamba._signals import Stopped
 from localmamba.tasks.run_folder import finish, is_finished, make_run_folder, open_run_folder
 from localmamba.tasks.state import BEFORE, STATE, StateIO, find_state, read_state
 from localmamba.tasks.training import Training
@@ -20,7 +21,7 @@ from localmamba.tasks.training import Training
 @pytest.fixture
 def stopped(job, tmp_path) -> Path:
     """The folder of a training that was stopped in its fifth step, with two states."""
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped):
         Training(job(save_steps=2)).run(tmp_path, callbacks=(StopAfter(5),))
     return tmp_path
 
@@ -43,7 +44,7 @@ def test_two_states_are_kept(stopped):
 def test_the_one_before_serves_where_the_newest_is_damaged(stopped, job):
     damage(stopped / STATE)
     message = "state.pt is damaged, .*; resuming from the one before, .*state-before.pt"
-    with pytest.warns(UserWarning, match=message), pytest.raises(KeyboardInterrupt):
+    with pytest.warns(UserWarning, match=message), pytest.raises(Stopped):
         Training(job()).run(stopped, resume=True, callbacks=(StopAfter(4),))
     # The next state to be saved does not push the good one out.
     assert read_state(stopped / STATE)["global_step"] == 3

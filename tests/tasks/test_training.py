@@ -3,11 +3,13 @@
 import csv
 import dataclasses
 import json
+import signal
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 
+from localmamba._signals import Stopped
 from localmamba.data import Augmentation
 from localmamba.data.module import ImageData
 from localmamba.tasks.checkpoints import load_checkpoint
@@ -181,7 +183,7 @@ class StopAfter(Callback):
 
     def on_train_batch_start(self, trainer, *_):
         if trainer.fit_loop.total_batch_idx == self.batches:
-            raise KeyboardInterrupt
+            raise Stopped(signal.SIGINT)
 
 
 @pytest.mark.parametrize("data", ["tensors", "files", "passes"])
@@ -200,7 +202,7 @@ def test_a_training_that_was_stopped_comes_to_the_same(job, data, tmp_path, monk
             monkeypatch.setattr("localmamba.tasks.training.evaluate", interrupt)
         # Between two passes of a step, if it has two.
         batches = 2 * steps + 1 if data == "passes" else steps
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped):
             Training(settings).run(folder, callbacks=(StopAfter(batches),))
         monkeypatch.setattr("localmamba.tasks.training.evaluate", evaluate)
         torch.manual_seed(99)
@@ -216,4 +218,4 @@ def test_a_training_that_was_stopped_comes_to_the_same(job, data, tmp_path, monk
 
 
 def interrupt(*_):
-    raise KeyboardInterrupt
+    raise Stopped(signal.SIGINT)
