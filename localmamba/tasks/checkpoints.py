@@ -11,7 +11,7 @@ from torch import nn
 
 from localmamba._files import write_atomically
 from localmamba.data import InputSpec
-from localmamba.models.loading import KEY, load_with_card
+from localmamba.models.loading import CHECKSUM, KEY, checksum, load_with_card
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class Card:
 
 
 def save_checkpoint(path: Path, model: nn.Module, card: Card) -> None:
-    """Writes a model and its description."""
+    """Writes a model and its description, with a checksum of both."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    write_atomically(path, save(state, metadata={KEY: json.dumps(asdict(card))}))
+    text = json.dumps(asdict(card))
+    write_atomically(path, save(state, metadata={KEY: text, CHECKSUM: checksum(text, state)}))
 
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV2, ModelEmaV3
 
 import localmamba
-from localmamba.models.loading import FILE, KEY
+from localmamba.models.loading import CHECKSUM, FILE, KEY, checksum
 
 CARD = {
     "model": "localvim_demo",
@@ -26,7 +27,8 @@ def write(path: Path, drop: str = "nothing", **changes) -> torch.nn.Module:
     """Writes a checkpoint as the command line does; returns its model."""
     model = demo("localvim_demo", **CARD["arguments"])
     state = {name: x for name, x in model.state_dict().items() if not name.endswith(drop)}
-    save_file(state, path, metadata={KEY: json.dumps({**CARD, **changes})})
+    text = json.dumps({**CARD, **changes})
+    save_file(state, path, metadata={KEY: text, CHECKSUM: checksum(text, state)})
     return model
 
 
@@ -58,10 +60,13 @@ def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path: Path) -> None:
     messages = {"unknown model 'localvim_dmeo'; did you mean: localvim_demo": path}
     write(tmp_path / "other", arguments={**CARD["arguments"], "directions": ["v", "h"]})
     messages["for the directions h, v, this layer has v, h"] = tmp_path / "other"
-    write(tmp_path / "wider", arguments={**CARD["arguments"], "num_classes": 3})
+    wider = {**CARD["arguments"], "embed_dim": 16}
+    write(tmp_path / "wider", arguments=wider)
     messages["does not fit localvim_demo"] = tmp_path / "wider"
     write(tmp_path / "poor", input={"size": 8})
-    messages["has a broken description"] = tmp_path / "poor"
+    messages["has a broken description of its model .its input lacks channels, mean, std"] = (
+        tmp_path / "poor"
+    )
     (tmp_path / "cut").write_bytes(path.read_bytes()[:-100])
     messages["is no safetensors file, or cut short"] = tmp_path / "cut"
     save_file({"x": torch.zeros(1)}, tmp_path / "bare")
@@ -71,6 +76,67 @@ def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message) as caught:
             localmamba.load(source)
         assert "\n" not in str(caught.value)
+
+
+def test_damage_of_any_kind_is_one_line(tmp_path: Path) -> None:
+    """Flipped bits in the header, the description and the weights, cuts, extensions."""
+    path = tmp_path / FILE
+    write(path)
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    rng = random.Random(0)
+    damaged = [whole[: rng.randrange(len(whole))] for _ in range(5)]
+    damaged += [whole + bytes(5), b""]
+    for start, end in [(0, header)] * 40 + [(header, len(whole))] * 20:
+        content = bytearray(whole)
+        content[rng.randrange(start, end)] ^= 1 << rng.randrange(8)
+        damaged.append(bytes(content))
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=FILE) as caught:
+            localmamba.load(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": 3}, "model is of the wrong type, int"),
+        ({"licence": "x"}, "the description holds an unknown 'licence'"),
+        ({"classes": ["a"]}, "num_classes does not fit 1 class names"),
+        ({"classes": ["a", 1]}, "classes holds values of the wrong type"),
+        ({"classes": []}, "have to be above 0"),
+        ({"input": {**CARD["input"], "channels": 3}}, "mean does not fit 3 channels"),
+        ({"input": {**CARD["input"], "size": 10**9}}, r"1e\+09 is out of range"),
+        ({"input": {**CARD["input"], "std": [0]}}, "std have to be above 0"),
+        ({"input": {**CARD["input"], "interpolation": "magic"}}, "interpolation has to be one of"),
+        ({"model": "hf-hub:someone/something"}, "unknown model"),
+        ({"arguments": {"pretrained": True}}, "arguments pretrained are not for checkpoints"),
+        ({"arguments": {"checkpoint_path": "/etc/x"}}, "checkpoint_path are not for checkpoints"),
+        ({"arguments": {"directions": "/etc/x"}}, "directions have to be lists, not a file"),
+        ({"arguments": {"embed_dim": "wide"}}, "localvim_demo: "),
+        ({"arguments": {"channeds": 3}}, "unexpected keyword argument 'channeds'"),
+        ({"arguments": {"depth": 10**5}}, "many more tensors than it holds"),
+        ({"arguments": {"embed_dim": 10**5}}, "does not fit localvim_demo, which has more weights"),
+        ({"arguments": {"depth": 10**12}}, r"1e\+12 is out of range"),
+    ],
+)
+def test_a_description_that_lies_is_one_line(tmp_path: Path, changes: dict, message: str) -> None:
+    path = tmp_path / FILE
+    if "arguments" in changes:
+        changes = {"arguments": {**CARD["arguments"], **changes["arguments"]}}
+    write(path, **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        localmamba.load(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_without_a_checksum_loads_with_a_warning(tmp_path: Path) -> None:
+    model = demo("localvim_demo", **CARD["arguments"])
+    save_file(model.state_dict(), tmp_path / FILE, metadata={KEY: json.dumps(CARD)})
+    with pytest.warns(UserWarning, match="holds no checksum"):
+        localmamba.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["localvim_demo", "localvmamba_demo"])

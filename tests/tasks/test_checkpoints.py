@@ -78,7 +78,10 @@ def test_weights_of_others(tmp_path):
 def test_weights_that_do_not_fit(tmp_path):
     path = tmp_path / "other.safetensors"
     spec = {"size": 8, "channels": 1, "mean": [0.5], "std": [0.5]}
-    card = {"model": "localvim_demo", "arguments": ARGUMENTS, "classes": ["a"], "input": spec}
+    card = {"model": "localvim_demo", "arguments": ARGUMENTS, "classes": [*"abc"], "input": spec}
     save_file({"x": torch.zeros(1)}, path, metadata={KEY: json.dumps(card)})
-    with pytest.raises(ValueError, match="does not fit localvim_demo"):
+    with (
+        pytest.warns(UserWarning, match="no checksum"),
+        pytest.raises(ValueError, match="does not fit localvim_demo"),
+    ):
         load_checkpoint(path)
