@@ -35,7 +35,7 @@ class Setup:
     width: int = 32
     depth: int = 4
     search_epochs: int = 5
-    images: int = 30_000
+    images: int = 60_000
     lr: float = 3e-3
 
 
