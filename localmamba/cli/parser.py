@@ -19,9 +19,10 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from localmamba.recipes import default_recipe, find_recipe, list_recipes, load_recipe
+from localmamba.recipes import default_recipe, list_recipes, load_recipe
 from localmamba.tasks.job import from_flat
 
 Parameters = Mapping[str, inspect.Parameter]
@@ -41,8 +42,8 @@ class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 def parse(command: str, function: Callable[..., Any], argv: Sequence[str]) -> dict[str, Any]:
     """Parses the command line into the arguments of a command's function.
 
-    Options override --config, which overrides the default recipe of --data, which overrides the
-    defaults of the function.
+    Options override the file of --config, which overrides the recipe: that named by --config, or
+    else that of --data. The recipe overrides the defaults of the function.
 
     Raises:
         ValueError: If an option is unknown, missing or of the wrong type.
@@ -141,15 +142,15 @@ def _usage(command: str, options: Parameters) -> str:
 
 def _config_action(command: str) -> type[ActionConfigFile]:
     class ConfigFile(ActionConfigFile):
-        """Accepts the name of a recipe in place of a path."""
+        """Takes the settings of a recipe; one of ours is read before, see `_recipe_defaults`."""
 
         def __call__(
             self, parser: Any, cfg: Any, values: Any, option_string: str | None = None
         ) -> None:
-            # Its method has no annotations.
-            super().__call__(  # type: ignore[no-untyped-call]
-                parser, cfg, str(find_recipe(command, values)), option_string
-            )
+            if values not in list_recipes(command):
+                text = yaml.safe_dump(load_recipe(command, values))
+                # Its method has no annotations.
+                super().__call__(parser, cfg, text, option_string)  # type: ignore[no-untyped-call]
 
     return ConfigFile
 
@@ -168,12 +169,18 @@ def _split_docstring(text: str) -> tuple[str, str]:
 
 
 def _recipe_defaults(command: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Loads the default recipe of --data; its model_args hold for its own model only."""
+    """Loads the recipe named by --config, or else that of --data.
+
+    Its model_args hold for its own model only.
+    """
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--data")
     peek.add_argument("--model")
+    peek.add_argument("--config")
     given = peek.parse_known_args(list(argv))[0]
     name = default_recipe(command, given.data) if given.data else None
+    if given.config in list_recipes(command):
+        name = given.config
     settings = load_recipe(command, name) if name else {}
     if given.model and given.model != settings.get("model"):
         settings.pop("model_args", None)

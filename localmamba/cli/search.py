@@ -31,7 +31,7 @@ def search(
       localmamba search --data digits --model localvim_demo_search
       localmamba search --data PHOTOS --model localvim_search --candidates h v w2 w7 w14 snake
       localmamba search --data PHOTOS --model localvmamba_tiny_search --strategy single_path
-      localmamba search --data IMAGENET --model localvim_search --config imagenet
+      localmamba search --data IMAGENET --config imagenet-localvim
       localmamba search --data PHOTOS --model localvim_search --devices 2 --precision bf16-mixed
       localmamba search --config runs/x/config.yaml --output runs/x --resume
     """

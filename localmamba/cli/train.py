@@ -27,7 +27,8 @@ def train(
       localmamba train --data digits --model localvim_demo
       localmamba train --data PHOTOS --model localvim_tiny --directions runs/x/directions.json
       localmamba train --data PHOTOS --model localvmamba_tiny --epochs 50 --precision bf16-mixed
-      localmamba train --data IMAGENET --model localvim_tiny --config imagenet-localvim --devices 8
+      localmamba train --data IMAGENET --config imagenet-localvim --devices 8
+      localmamba train --data PHOTOS --config fine-tune --start_from local_vim_tiny.ckpt
       localmamba train --config runs/train-localvim_demo-digits/config.yaml
       localmamba train --config runs/x/config.yaml --output runs/x --resume
     """

@@ -1,7 +1,8 @@
 """Recipes: named settings of a command, YAML files in a folder for each command.
 
 `localmamba train --data digits` starts from `train/digits.yaml`, a folder from `train/folder.yaml`;
-`--config NAME` takes another one. The heading of each says where it comes from.
+`--config NAME` takes another one. The heading of each says where it comes from. `extends: NAME` in
+a recipe, or in a file of one's own, stands for the settings of another one.
 """
 
 from pathlib import Path
@@ -37,7 +38,28 @@ def default_recipe(command: str, data: str) -> str | None:
 
 
 def load_recipe(command: str, name: str) -> dict[str, Any]:
-    """Loads the settings of a recipe."""
+    """Loads the settings of a recipe, and of those that it extends.
+
+    Raises:
+        ValueError: If there is no such recipe, or it is not YAML of settings.
+    """
     import yaml
 
-    return yaml.safe_load(find_recipe(command, name).read_text())
+    settings: dict[str, Any] = {}
+    read: list[Path] = []
+    following: str | None = name
+    while following is not None:
+        path = find_recipe(command, following)
+        if path in read:
+            raise ValueError(f"config {path} extends itself")
+        read.append(path)
+        try:
+            content = yaml.safe_load(path.read_text()) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"config {path} is no YAML: {reason}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"config {path} must hold settings, `name: value`")
+        following = content.pop("extends", None)
+        settings = {**content, **settings}
+    return settings

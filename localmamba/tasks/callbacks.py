@@ -47,7 +47,7 @@ class History(Callback):
         """Adds the row; Lightning has validated by now."""
         del pl_module
         metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
-        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+        rate = max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
         row = {"epoch": trainer.current_epoch + 1, "lr": rate, **metrics}
         self.rows.append(row | {"seconds": round(time.perf_counter() - self._start, 3)})
         if self.path is not None:

@@ -91,8 +91,9 @@ class TrainingJob(Job):
     Attributes:
         directions: Scan directions of a Local model: a list for every block, a table with a row for
             each, or a JSON file, as `localmamba search` writes it.
-        pretrained: Whether to start from weights that timm fetches.
-        start_from: Checkpoint to start from, of the same model or of its supernet.
+        pretrained: Whether to start from weights that timm fetches; not with start_from.
+        start_from: Checkpoint to start from: of the same model or of its supernet, as this package
+            writes it, or as released. The head starts anew if the classes are others in number.
     """
 
     kind = "training"

@@ -14,13 +14,17 @@ def make_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.
     """Makes AdamW without weight decay on biases, norms and `model.no_weight_decay()`."""
     from timm.optim import create_optimizer_v2
 
-    return create_optimizer_v2(
+    optimizer = create_optimizer_v2(
         model,
         opt="adamw",
         lr=settings.lr,
         weight_decay=settings.weight_decay,
+        layer_decay=settings.layer_decay if settings.layer_decay < 1 else None,
         betas=settings.betas,
     )
+    for group in optimizer.param_groups:  # timm leaves the factors to its own schedules
+        group["lr"] *= group.get("lr_scale", 1.0)
+    return optimizer
 
 
 def rate_at(progress: float, settings: TrainingSettings) -> float:

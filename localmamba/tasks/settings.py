@@ -16,6 +16,7 @@ class TrainingSettings:
         min_lr: Learning rate of the last step.
         weight_decay: Weight decay, except on biases, norms and the parameters that the model names
             (A, D, positions).
+        layer_decay: Factor of the learning rate from each block to the one before it.
         betas: Coefficients of AdamW.
         label_smoothing: Share of the target that is spread over all classes.
         clip_grad: Largest norm of the gradient; unlimited if not given.
@@ -30,6 +31,7 @@ class TrainingSettings:
     warmup_lr: float = 1e-7
     min_lr: float = 1e-6
     weight_decay: float = 0.05
+    layer_decay: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     label_smoothing: float = 0.1
     clip_grad: float | None = None
@@ -46,6 +48,8 @@ class TrainingSettings:
             )
         if self.lr <= 0:
             raise ValueError(f"lr must be above 0, got {self.lr}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         for name in ("warmup_lr", "min_lr"):
             if not 0 <= getattr(self, name) <= self.lr:
                 raise ValueError(f"{name} must be 0 to lr ({self.lr}), got {getattr(self, name)}")

@@ -14,10 +14,14 @@ from localmamba.data import check_trainable, load_source
 from localmamba.data.module import ImageData
 from localmamba.models.directions import DirectionTable
 from localmamba.models.loading import build_model
-from localmamba.search import start_from_supernet
-from localmamba.tasks.building import input_spec, model_arguments, model_directions
+from localmamba.tasks.building import (
+    input_spec,
+    model_arguments,
+    model_directions,
+    start_from,
+)
 from localmamba.tasks.callbacks import History, ProgressDisplay
-from localmamba.tasks.checkpoints import Card, load_checkpoint, save_checkpoint
+from localmamba.tasks.checkpoints import Card, save_checkpoint
 from localmamba.tasks.classification import Classification
 from localmamba.tasks.evaluation import evaluate
 from localmamba.tasks.job import Job, TrainingJob
@@ -179,12 +183,13 @@ class Training(Run[TrainingJob]):
     command = "train"
 
     def __init__(self, job: TrainingJob):
-        super().__init__(job, job.directions, job.model_args, job.pretrained)
+        fetched = job.pretrained and job.start_from is None
+        super().__init__(job, job.directions, job.model_args, fetched)
         if job.directions is not None:
             # The file that named them may be gone when the checkpoint is read.
             self.arguments["directions"] = model_directions(self.model)
         if job.start_from is not None:
-            start_from_supernet(self.model, load_checkpoint(job.start_from)[0])
+            start_from(self.model, job.start_from, job.model, self.arguments, self.spec.size)
         self.data = self.image_data()
 
     def run(

@@ -123,6 +123,7 @@ def test_recipes_configs_and_options_in_this_order(tmp_path):
     assert (job.training.lr, job.training.min_lr) == (0.5, 0.125)
     named = parse("train", train, ["--data", "x", "--config", "imagenet-localvim"])["job"]
     assert named.training.epochs == 300
+    assert named.training.clip_grad is None  # nothing of the recipe `folder`
     assert parse("train", train, ["--data", "x"])["job"].training.epochs == 100  # recipe `folder`
 
 

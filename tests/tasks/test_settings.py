@@ -1,15 +1,19 @@
 """Learning rates, parameter groups, models by name, recipes: what settings come to."""
 
+import dataclasses
+
 import pytest
 import timm
 import torch
 import yaml
 
+from localmamba.cli.parser import parse
+from localmamba.cli.train import train
 from localmamba.data import ImageSettings, InputSpec
 from localmamba.models.loading import build_model
 from localmamba.recipes import default_recipe, find_recipe, list_recipes, load_recipe
 from localmamba.tasks.building import input_spec, model_arguments, model_directions
-from localmamba.tasks.job import TrainingJob
+from localmamba.tasks.job import SearchJob, TrainingJob
 from localmamba.tasks.optimization import make_optimizer, make_schedule, rate_at
 from localmamba.tasks.settings import Hardware, TrainingSettings
 from localmamba.tasks.trainer import make_trainer
@@ -123,13 +127,14 @@ def test_a_gpu_that_is_not_there():
         make_trainer(Hardware("cuda"))
 
 
-@pytest.mark.parametrize("name", list_recipes("train"))
-def test_recipes_are_jobs(name):
-    settings = load_recipe("train", name)
-    job = TrainingJob.from_config({"data": "digits", **settings})
-    assert timm.is_model(job.model)
-    # What a run saves is the same job again.
-    assert TrainingJob.from_config(yaml.safe_load(yaml.safe_dump(_lists(job.config())))) == job
+@pytest.mark.parametrize("kind", [TrainingJob, SearchJob])
+def test_recipes_are_jobs(kind):
+    command = {"training": "train", "search": "search"}[kind.kind]
+    for name in list_recipes(command):
+        job = kind.from_config({"data": "digits", **load_recipe(command, name)})
+        assert timm.is_model(job.model), name
+        # What a run saves is the same job again.
+        assert kind.from_config(yaml.safe_load(yaml.safe_dump(_lists(job.config())))) == job
 
 
 def _lists(config: dict) -> dict:
@@ -145,3 +150,65 @@ def test_which_recipe_belongs_to_which_data(tmp_path):
     assert find_recipe("train", str(own)) == own
     with pytest.raises(ValueError, match="neither a file nor a recipe of train: digits, "):
         find_recipe("train", "nope")
+
+
+def test_layer_decay_lowers_the_rates_of_early_blocks():
+    settings = dataclasses.replace(SETTINGS, layer_decay=0.5)
+    model = build_model("localvim_demo", {**DEMO, "depth": 3})
+    optimizer = make_optimizer(model, settings)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = {
+        names[id(parameter)]: group
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    layers = ("pos_embed", "blocks.0.norm.weight", "blocks.1.mixer.in_proj.weight", "head.weight")
+    assert [groups[name]["lr"] for name in layers] == pytest.approx([0.0625, 0.125, 0.25, 1.0])
+    assert groups["blocks.1.mixer.branches.A_log"]["weight_decay"] == 0
+    schedule = make_schedule(optimizer, settings, steps=20)
+    for _ in range(10):
+        optimizer.step()
+        schedule.step()
+    rate = rate_at(0.5, settings)
+    assert [groups[name]["lr"] / rate for name in layers] == pytest.approx([0.0625, 0.125, 0.25, 1])
+
+
+IMAGENET = {
+    "epochs": 300, "batch_size": 1024, "lr": 1e-3, "warmup_epochs": 20, "warmup_lr": 1e-7,
+    "min_lr": 1e-6, "weight_decay": 0.04, "label_smoothing": 0.1, "crop_scale": (0.08, 1.0),
+    "color_jitter": 0.3, "auto_augment": "rand-m9-mstd0.5", "hflip": 0.5, "erasing": 0.25,
+    "mixup": 0.2, "cutmix": 1.0, "ema": 0.9999,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "drop_path", "clip_grad"),
+    [
+        ("imagenet-localvim", "localvim_tiny", 0.1, None),
+        ("imagenet-vim", "vim_tiny", 0.1, None),
+        ("imagenet-localvmamba", "localvmamba_tiny", 0.2, 1.0),
+        ("imagenet-vmamba", "vmamba_tiny", 0.2, 1.0),
+    ],
+)
+def test_recipes_of_imagenet_are_the_papers(name, model, drop_path, clip_grad):
+    job = parse("train", train, ["--data", "some/where", "--config", name])["job"]
+    own = {"model": model, "drop_path": drop_path, "clip_grad": clip_grad}
+    assert job.config() | IMAGENET | own == job.config()
+
+
+def test_a_config_may_extend_a_recipe(tmp_path):
+    own, other = tmp_path / "own.yaml", tmp_path / "other.yaml"
+    own.write_text(f"extends: {other}\nlr: 0.5\n")
+    other.write_text("extends: imagenet-localvmamba\nlr: 0.25\nepochs: 7\n")
+    job = parse("train", train, ["--data", "digits", "--config", str(own)])["job"]
+    assert (job.model, job.training.lr, job.training.epochs) == ("localvmamba_tiny", 0.5, 7)
+    for text, message in (
+        (f"extends: {own}", "other.yaml extends itself|own.yaml extends itself"),
+        ("- 3", "other.yaml must hold settings"),
+        ("a: [", "other.yaml is no YAML"),
+        ("extends: nope", "config 'nope' is neither a file nor a recipe of train"),
+    ):
+        other.write_text(text)
+        with pytest.raises(ValueError, match=message) as error:
+            load_recipe("train", str(own))
+        assert "\n" not in str(error.value)
