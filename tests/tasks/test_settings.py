@@ -199,9 +199,9 @@ def test_recipes_of_imagenet_are_the_papers(name, model, drop_path, clip_grad):
 def test_a_config_may_extend_a_recipe(tmp_path):
     own, other = tmp_path / "own.yaml", tmp_path / "other.yaml"
     own.write_text(f"extends: {other}\nlr: 0.5\n")
-    other.write_text("extends: imagenet-localvmamba\nlr: 0.25\nepochs: 7\n")
+    other.write_text("extends: imagenet-localvmamba\nlr: 0.25\nepochs: 70\n")
     job = parse("train", train, ["--data", "digits", "--config", str(own)])["job"]
-    assert (job.model, job.training.lr, job.training.epochs) == ("localvmamba_tiny", 0.5, 7)
+    assert (job.model, job.training.lr, job.training.epochs) == ("localvmamba_tiny", 0.5, 70)
     for text, message in (
         (f"extends: {own}", "other.yaml extends itself|own.yaml extends itself"),
         ("- 3", "other.yaml must hold settings"),
