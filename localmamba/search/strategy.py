@@ -87,6 +87,9 @@ class Strategy:
     weighted: ClassVar[bool] = True
     """Whether the supernet's branches are added with weights softmax(alpha)."""
 
+    fixed_paths: ClassVar[bool] = True
+    """Whether every training batch runs the same branches."""
+
     reusable: ClassVar[bool] = True
     """Whether a final model can start from the weights of its supernet."""
 

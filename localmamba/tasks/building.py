@@ -93,7 +93,7 @@ def start_from(
         source, card = load_checkpoint(path)
         classes = len(card.classes)
         if size != card.input.size and hasattr(source, "set_input_size"):
-            source.set_input_size(size)
+            source.set_input_size(size)  # type: ignore[operator]
     else:
         tensors = find_tensors(read_checkpoint(path))
         heads = [x for key, x in tensors.items() if key.endswith("head.weight")]

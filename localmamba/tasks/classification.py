@@ -1,5 +1,7 @@
 """Image classification under Lightning."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
@@ -11,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from localmamba.data import Augmentation
 from localmamba.data.module import derive_seed, seed_generators
+from localmamba.tasks.launch import LAUNCHERS, Eager
 from localmamba.tasks.optimization import make_optimizer, make_schedule
 from localmamba.tasks.settings import TrainingSettings
 
@@ -29,6 +32,7 @@ class Classification(LightningModule):
         settings: Optimizer and schedule.
         augmentation: Mixup and CutMix of it are done here, since they mix the targets too.
         seed: Seed of augmentation, dropout and stochastic depth.
+        launch: Launch of a training step's kernels, see `Hardware`.
     """
 
     def __init__(
@@ -38,11 +42,13 @@ class Classification(LightningModule):
         settings: TrainingSettings | None = None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        launch: str = "eager",
     ):
         super().__init__()
         self.model = model
         self.settings = settings or TrainingSettings()
         self.seed = seed
+        self.launch = launch
         self.mixup = make_mixup(augmentation or Augmentation(), num_classes)
         # Part of the checkpoint, so that an epoch that is resumed has the mean of all its steps.
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -78,24 +84,43 @@ class Classification(LightningModule):
         number = self.trainer.fit_loop.total_batch_idx
         torch.manual_seed(derive_seed(self.seed, number, 1 + self.global_rank))
 
-    def loss(self, images: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, images: Tensor, targets: Tensor, launcher: Eager | None = None) -> Tensor:
         """Returns the cross entropy, of mixed images and targets if so set."""
         if self.mixup is not None:
             # timm mixes pairs: an odd image is left out.
             even = len(images) // 2 * 2
             images, targets = self.mixup(images[:even], targets[:even])
-        smoothing = self.settings.label_smoothing
-        loss = F.cross_entropy(self.model(images).float(), targets, label_smoothing=smoothing)
+        launcher = launcher or Eager(self.model, self.cross_entropy)
+        loss = launcher.forward(images, targets, self.trainer)
         where = f"epoch {self.current_epoch + 1}, step {self.trainer.fit_loop.batch_idx + 1}"
         self.finite.note(images, loss, where)
         return loss
+
+    def cross_entropy(
+        self, model: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Returns the cross entropy, with label smoothing."""
+        smoothing = self.settings.label_smoothing
+        return F.cross_entropy(model(images).float(), targets, label_smoothing=smoothing)
+
+    def on_train_start(self) -> None:
+        """Makes the launcher, after callbacks have copied this module."""
+        self.launcher = LAUNCHERS[self.launch](self.model, self.cross_entropy)
+
+    def on_train_end(self) -> None:
+        """Frees the memory of a CUDA graph."""
+        del self.launcher
+
+    def backward(self, loss: Tensor) -> None:
+        """Computes gradients; the launcher has them already, or not."""
+        self.launcher.backward(loss, self.trainer)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Returns the loss of the batch; `SearchSteps` has use for what follows the labels."""
         self.finite.raise_if_not()
         if batch_idx == 0:
             self.train_loss.reset()
-        loss = self.loss(*batch[:2])
+        loss = self.loss(batch[0], batch[1], self.launcher)
         self.train_loss.update(loss.detach())
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
         return loss

@@ -11,8 +11,8 @@ from localmamba.search import DEFAULT_STRATEGY, SearchSettings, check_keep, find
 from localmamba.tasks.settings import Hardware, Saving, TrainingSettings
 
 ELSEWHERE = {
-    "device", "threads", "deterministic", "workers", "data_root", "bad_images", "bad_share",
-    "save_steps",
+    "device", "threads", "deterministic", "launch", "workers", "data_root", "bad_images",
+    "bad_share", "save_steps",
 }  # fmt: skip
 """Settings that may differ between the machines on which a run is started and resumed."""
 
@@ -132,6 +132,13 @@ class SearchJob(Job):
             raise ValueError(f"chunk_size must be at least 0, got {self.chunk_size}")
         if self.hardware.precision == "16-mixed":
             raise ValueError("a search runs with precision 32 or bf16-mixed, got 16-mixed")
+        launch = self.hardware.launch
+        if launch != "eager" and not find_strategy(self.strategy).fixed_paths:
+            raise ValueError(
+                f"launch {launch}: {self.strategy} draws its paths anew; allowed: eager"
+            )
+        if launch == "graph" and (self.chunk_size or self.checkpointing):
+            raise ValueError("launch graph: not with chunk_size and checkpointing")
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings for the file of the choice, which names the other ones itself."""

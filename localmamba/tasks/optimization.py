@@ -1,11 +1,13 @@
-"""Optimizer and learning rate schedule."""
+"""Optimizer, learning rate schedule, average of the weights."""
 
 import math
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from localmamba.tasks.settings import TrainingSettings
 
@@ -46,3 +48,25 @@ def make_schedule(
 def ends_step(trainer: Trainer, batch_idx: int) -> bool:
     """Returns whether the optimizer steps after this batch of an epoch, which has whole steps."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+class AverageWeights(WeightAveraging):
+    """Lightning's exponential average of the weights, which a GPU updates without being waited for.
+
+    Lightning makes the copy before the model is on the GPU, so that each step would copy the
+    weights to the CPU, and its own exponential average goes over the parameters one by one.
+
+    Args:
+        decay: Decay of the average.
+    """
+
+    def __init__(self, decay: float):
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes the copy, on the device of the training."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            # It is compared with 0 in every step.
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()

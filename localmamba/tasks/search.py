@@ -105,7 +105,7 @@ class SearchSteps(Callback):
             total = [torch.zeros_like(tensor) for tensor in inputs]
             for held_out in self._held_out:
                 with trainer.precision_plugin.forward_context():
-                    loss = pl_module.loss(*held_out) / len(self._held_out)
+                    loss = pl_module.loss(held_out[0], held_out[1]) / len(self._held_out)
                 total = [
                     a + b for a, b in zip(total, torch.autograd.grad(loss, inputs), strict=True)
                 ]

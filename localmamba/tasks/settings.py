@@ -68,6 +68,8 @@ class Hardware:
         precision: 32 bits, or autocast to a half type.
         threads: CPU threads; PyTorch's choice if not given.
         deterministic: Whether a GPU runs deterministic kernels only; a CPU always does.
+        launch: Launch of a training step's kernels: from Python, through torch.compile, or as one
+            CUDA graph, which spares Python's time on one GPU.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -75,6 +77,7 @@ class Hardware:
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     threads: int | None = None
     deterministic: bool = False
+    launch: Literal["eager", "compile", "graph"] = "eager"
 
     def __post_init__(self) -> None:
         if self.devices < 1:

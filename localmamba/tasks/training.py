@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from rich.console import Console
 from torch import nn
 
@@ -25,6 +24,8 @@ from localmamba.tasks.checkpoints import Card, save_checkpoint
 from localmamba.tasks.classification import Classification
 from localmamba.tasks.evaluation import evaluate
 from localmamba.tasks.job import Job, TrainingJob
+from localmamba.tasks.launch import check_launch
+from localmamba.tasks.optimization import AverageWeights
 from localmamba.tasks.processes import count_processes
 from localmamba.tasks.run_folder import finish, write_config, write_json
 from localmamba.tasks.state import SaveState, find_state
@@ -60,8 +61,10 @@ class Run(Generic[AnyJob]):
         pretrained: bool = False,
     ):
         self.job = job
+        # Refused before anything is loaded.
         devices, nodes = count_processes(job.hardware)
-        job.images.passes(devices * nodes)  # refused before anything is loaded
+        job.images.passes(devices * nodes)
+        check_launch(job.hardware, devices * nodes)
         self.source = load_source(job.data, job.images)
         check_trainable(self.source)
         self.spec = input_spec(job.model, job.images, self.source.channels)
@@ -108,13 +111,14 @@ class Run(Generic[AnyJob]):
             self.history.path = folder / "metrics.csv"
             self.data.bad.path = folder / "bad_images.csv"
             write_config(folder, self.command, job.config())
-        average = [EMAWeightAveraging(decay=settings.ema)] if settings.ema else []
+        average = [AverageWeights(settings.ema)] if settings.ema else []
         display = [ProgressDisplay(title or job.model, console, self.note)] if console else []
         saving = SaveState(folder, job, state)
         callbacks = [*average, *callbacks, self.history, *display, saving]
         module = Classification(
-            self.model, len(self.source.classes), settings, job.augmentation, job.seed
-        )
+            self.model, len(self.source.classes), settings, job.augmentation, job.seed,
+            job.hardware.launch,
+        )  # fmt: skip
         with quiet_lightning():
             seed_everything(job.seed, workers=True, verbose=False)
             trainer = make_trainer(

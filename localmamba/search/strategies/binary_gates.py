@@ -23,6 +23,7 @@ class BinaryGates(AlternatingStrategy):
     Branches are added with weights gate / keep, after the LayerNorm of a supernet's branches.
     """
 
+    fixed_paths = False
     betas = (0.0, 0.999)  # no momentum: directions that are not drawn must not move
 
     def start_weight_pass(self) -> None:

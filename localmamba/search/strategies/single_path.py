@@ -28,6 +28,7 @@ class SinglePath(Strategy):
 
     uses_holdout = True
     weighted = False
+    fixed_paths = False
 
     def __init__(self, model: nn.Module, settings: SearchSettings, seed: int):
         super().__init__(model, settings, seed)
