@@ -119,10 +119,7 @@ def patch(monkeypatch: pytest.MonkeyPatch, folder: str, **values: Any) -> None:
 
 def align_weights() -> Callable:
     """Returns the GPU's kernel that casts and pads the projections of the S6 branches."""
-    module = importlib.import_module("localmamba.ops.selective_scan.cuda")
-    if not hasattr(module, "align_weights"):
-        module = importlib.import_module("localmamba.ops.selective_scan.align")
-    return module.align_weights
+    return importlib.import_module("localmamba.ops.selective_scan.cuda").align_weights
 
 
 def few_programs(monkeypatch: pytest.MonkeyPatch, op: str) -> None:
