@@ -91,6 +91,7 @@ def evaluate(
         evaluate_model(classifier, images, hardware)
         return
     folder = make_run_folder(output, f"evaluate-{card.model}-{Path(data).name}", overwrite)
+    images.bad.path = folder / "bad_images.csv"
     console = make_console()
     found = evaluate_model(classifier, images, hardware, console)
     metrics = found.metrics()

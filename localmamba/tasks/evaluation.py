@@ -190,7 +190,8 @@ def evaluate_model(
         console: Console of the progress; none if not given.
 
     Raises:
-        ValueError: If the model puts out NaN or infinity.
+        ValueError: If the model puts out NaN or infinity, or an image that was checked cannot be
+            read.
     """
     recorder = _Recorder()
     display = [ProgressDisplay("evaluating", console)] if console is not None else []
@@ -203,6 +204,8 @@ def evaluate_model(
     name = dataset.examples.name if isinstance(dataset, ImageFiles) else str
     positions = np.concatenate(data.share(np.arange(len(labels)))).astype(int)
     parts = _gather((positions, *recorder.arrays(), recorder.model_rate()))
+    if missing := sum(len(part[0]) - len(part[1]) for part in parts):
+        raise ValueError(f"{missing} images became unreadable during the evaluation")
     order = np.argsort(np.concatenate([part[0] for part in parts]))
     ranked, confidence, losses = (
         np.concatenate([part[i] for part in parts])[order] for i in (1, 2, 3)

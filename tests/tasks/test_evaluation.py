@@ -14,8 +14,10 @@ from torch import nn
 
 from localmamba.data import Examples, ImageSettings, InputSpec, Source
 from localmamba.data.module import ImageData
-from localmamba.tasks.evaluation import TOP, Evaluation, evaluate_model
+from localmamba.tasks.classification import Classification
+from localmamba.tasks.evaluation import TOP, Evaluation, evaluate, evaluate_model
 from localmamba.tasks.settings import Hardware
+from localmamba.tasks.trainer import make_trainer
 
 SPEC = InputSpec(8, 1, (0.5,), (0.5,))
 
@@ -81,12 +83,15 @@ def test_a_model_is_evaluated_as_by_scikit_learn():
     labels = generator.integers(0, 9, 101)
     logits[np.arange(101), labels] += 1
     data = ImageData(numbered(labels, 9), SPEC, ImageSettings(batch_size=16), evaluated="test")
-    found = evaluate_model(Table(logits), data, Hardware("cpu"))
+    cpu = Hardware("cpu")
+    in_training = evaluate(make_trainer(cpu), Classification(Table(logits), 9), data)
+    found = evaluate_model(Table(logits), data, cpu)
     assert found.labels.tolist() == labels.tolist()
     assert (found.ranked == np.argsort(-logits, axis=1)[:, :TOP]).all()
     metrics = found.metrics()
     assert metrics["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
     assert metrics["loss"] == pytest.approx(log_loss(labels, softmax(logits, axis=1)))
+    assert in_training == pytest.approx({name: metrics[name] for name in in_training})
     assert metrics["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5))
     assert (found.confusion() == confusion_matrix(labels, logits.argmax(1))).all()
     expected = precision_recall_fscore_support(labels, logits.argmax(1), zero_division=np.nan)
