@@ -1,6 +1,7 @@
 """Files that are replaced in one step."""
 
 import os
+import shutil
 from pathlib import Path
 from uuid import uuid4
 
@@ -34,8 +35,21 @@ def write_atomically(
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Writes the content of a file, or the names in a folder, to the disk."""
+    number = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(number)
     finally:
-        os.close(folder)
+        os.close(number)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder and all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

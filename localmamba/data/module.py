@@ -302,6 +302,7 @@ class ImageData(LightningDataModule):
         assert self.trainer is not None
         return {
             "batches_done": self.trainer.fit_loop.total_batch_idx + 1,
+            "passes": self.trainer.accumulate_grad_batches,
             "images": len(self.source.split("train")),
             "left_out": self.bad.left_out.get("train", []),
         }
@@ -312,13 +313,20 @@ class ImageData(LightningDataModule):
         Images that have become unreadable since are replaced, as in a training that runs on.
 
         Raises:
-            ValueError: If there are more or fewer training images.
+            ValueError: If there are more or fewer training images, or passes of a step.
         """
+        assert self.trainer is not None
         before, now = state_dict["images"], len(self.source.split("train"))
         if before != now:
             raise ValueError(
                 f"{self.source.name} has {now} training images; it had {before} when the run was "
                 "saved"
+            )
+        passes, now = state_dict["passes"], self.trainer.accumulate_grad_batches
+        if passes != now:
+            raise ValueError(
+                f"a step has {now} passes on a device; it had {passes} when the run was saved: "
+                "devices times device_batch must stay"
             )
         self._batches_done = state_dict["batches_done"]
         if state_dict["left_out"] != self.bad.left_out.get("train", []):

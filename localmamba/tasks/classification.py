@@ -1,6 +1,7 @@
 """Image classification under Lightning."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from localmamba.data.module import derive_seed, seed_generators
 from localmamba.tasks.launch import LAUNCHERS, Eager
 from localmamba.tasks.optimization import make_optimizer, make_schedule
 from localmamba.tasks.settings import TrainingSettings
+from localmamba.tasks.sharding import ShardedStrategy, shard
 
 MANY_CLASSES = 20
 """With more classes than this, top-5 accuracy is logged too."""
@@ -60,6 +62,18 @@ class Classification(LightningModule):
         if num_classes > MANY_CLASSES:
             self.top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro")
         self.finite = FiniteCheck()
+
+    def configure_model(self) -> None:
+        """Shards the model, if the strategy has it so."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            shard(self.model, self.trainer.strategy.device_mesh["data_parallel"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves the mean of the loss over all processes, not that of the first."""
+        with self.train_loss.sync_context():
+            for name in ("mean_value", "weight"):
+                total = getattr(self.train_loss, name)
+                checkpoint["state_dict"][f"train_loss.{name}"] = total / self.trainer.world_size
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the model's logits."""

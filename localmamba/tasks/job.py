@@ -11,8 +11,8 @@ from localmamba.search import DEFAULT_STRATEGY, SearchSettings, check_keep, find
 from localmamba.tasks.settings import Hardware, Saving, TrainingSettings
 
 ELSEWHERE = {
-    "device", "threads", "deterministic", "launch", "workers", "data_root", "bad_images",
-    "bad_share", "save_steps",
+    "device", "devices", "device_batch", "threads", "deterministic", "launch", "workers",
+    "data_root", "bad_images", "bad_share", "save_steps",
 }  # fmt: skip
 """Settings that may differ between the machines on which a run is started and resumed."""
 
@@ -50,6 +50,12 @@ class Job:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     hardware: Hardware = field(default_factory=Hardware)
     saving: Saving = field(default_factory=Saving)
+
+    def __post_init__(self) -> None:
+        if self.hardware.parallel == "fsdp" and self.training.ema:
+            raise ValueError(
+                f"ema runs with parallel ddp; with fsdp it must be 0, got {self.training.ema}"
+            )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -126,6 +132,9 @@ class SearchJob(Job):
     search: SearchSettings = field(default_factory=SearchSettings)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hardware.parallel != "ddp":
+            raise ValueError(f"a search runs with parallel ddp, got {self.hardware.parallel}")
         check_keep(self.candidates, self.search.keep)
         find_strategy(self.strategy)
         if self.chunk_size < 0:

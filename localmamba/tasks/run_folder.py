@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from localmamba._files import DRAFTS, write_atomically
+from localmamba._files import DRAFTS, remove, write_atomically
 
 RUNS = Path("runs")
 
@@ -53,7 +53,7 @@ def open_run_folder(
             raise ValueError(f"another run is under way in {folder}") from None
         stale = [] if resume else [folder / file for file in (METRICS, *STATES)]
         for path in (*folder.glob(DRAFTS), *stale):
-            path.unlink(missing_ok=True)
+            remove(path)
         yield folder
 
 
@@ -72,7 +72,7 @@ def finish(folder: Path, metrics: Mapping[str, Any]) -> Path:
     """Writes metrics.json, with versions, and removes the states."""
     path = write_json(folder / METRICS, {**metrics, "made_with": versions()})
     for name in reversed(STATES):
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
     return path
 
 

@@ -64,7 +64,9 @@ class Hardware:
 
     Attributes:
         device: `auto` takes a GPU if there is one.
-        devices: Number of GPUs, or of processes on a CPU.
+        devices: Number of GPUs, or of processes on a CPU; under torchrun or srun it is theirs.
+        parallel: Whether each device has the whole model (ddp), or a part of every parameter,
+            gradient and optimizer state (fsdp), which saves memory.
         precision: 32 bits, or autocast to a half type.
         threads: CPU threads; PyTorch's choice if not given.
         deterministic: Whether a GPU runs deterministic kernels only; a CPU always does.
@@ -74,6 +76,7 @@ class Hardware:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     threads: int | None = None
     deterministic: bool = False
@@ -82,6 +85,10 @@ class Hardware:
     def __post_init__(self) -> None:
         if self.devices < 1:
             raise ValueError(f"devices must be at least 1, got {self.devices}")
+        if self.parallel == "fsdp" and self.precision == "16-mixed":
+            raise ValueError("parallel fsdp runs with precision 32 or bf16-mixed, got 16-mixed")
+        if self.parallel == "fsdp" and self.launch != "eager":
+            raise ValueError(f"parallel fsdp runs with launch eager, got {self.launch}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
 

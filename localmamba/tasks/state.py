@@ -16,12 +16,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from localmamba._files import write_atomically
+from localmamba._files import remove, write_atomically
 from localmamba._signals import Stopped, handled, stop
 from localmamba.tasks.job import ELSEWHERE, Job
 from localmamba.tasks.run_folder import STATES, plain
 
 STATE, BEFORE = STATES
+DIGESTS = "digests.json"
+"""Checksums of the files of a state that is a folder (`ShardedStrategy`)."""
 DIGEST_BYTES = sha256().digest_size
 
 
@@ -50,11 +52,13 @@ class StateIO(TorchCheckpointIO):
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Reads a saved state.
+    """Reads a saved state; of one in shards, all but the tensors.
 
     Raises:
         DamagedStateError: If it is not whole, or no state.
     """
+    if path.is_dir():
+        return _read_folder(path)
     whole = memoryview(path.read_bytes())
     content, digest = whole[:-DIGEST_BYTES], whole[-DIGEST_BYTES:]
     if sha256(content).digest() != digest:
@@ -63,6 +67,20 @@ def read_state(path: Path) -> dict[str, Any]:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         state["job"] = json.loads(state["job"])
     except (RuntimeError, ValueError, LookupError, TypeError, EOFError, pickle.UnpicklingError):
+        raise DamagedStateError(f"{path} is no state of a run") from None
+    return state
+
+
+def _read_folder(path: Path) -> dict[str, Any]:
+    try:
+        for name, digest in json.loads((path / DIGESTS).read_text()).items():
+            if sha256((path / name).read_bytes()).hexdigest() != digest:
+                raise DamagedStateError(f"{path / name} is damaged (wrong checksum)")
+        state = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
+        state["job"] = json.loads(state["job"])
+    except (OSError, ValueError, AttributeError, LookupError) as error:
+        if isinstance(error, DamagedStateError):
+            raise
         raise DamagedStateError(f"{path} is no state of a run") from None
     return state
 
@@ -136,6 +154,7 @@ class SaveState(Checkpoint):
         del pl_module
         self._saved = self._step = trainer.global_step
         if self.folder and self.resumed and self.resumed.name == BEFORE:
+            remove(self.folder / STATE)
             os.replace(self.resumed, self.folder / STATE)
         self._handling.enter_context(handled(self._note))
 

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from localmamba.tasks.processes import count_processes, find_launcher
 from localmamba.tasks.settings import Hardware
+from localmamba.tasks.sharding import ShardedStrategy
 from localmamba.tasks.state import StateIO
 
 
@@ -77,7 +78,9 @@ def make_trainer(
         raise ValueError(f"devices {devices}: there are {torch.cuda.device_count()}")
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
+    sharded = hardware.parallel == "fsdp"
     trainer = Trainer(
+        strategy=ShardedStrategy(devices * nodes) if sharded else "auto",
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=devices,
         num_nodes=nodes,
@@ -86,7 +89,7 @@ def make_trainer(
         max_epochs=epochs,
         gradient_clip_val=clip_grad,
         callbacks=list(callbacks),
-        plugins=[StateIO(), cluster_environment()],
+        plugins=[cluster_environment(), *([] if sharded else [StateIO()])],
         limit_val_batches=None if validates else 0,
         use_distributed_sampler=False,  # ImageData shares the images out
         logger=False,
@@ -108,6 +111,8 @@ def quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\.")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        # A block returns views; nothing changes them in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

@@ -28,7 +28,8 @@ from localmamba.tasks.launch import check_launch
 from localmamba.tasks.optimization import AverageWeights
 from localmamba.tasks.processes import count_processes
 from localmamba.tasks.run_folder import finish, write_config, write_json
-from localmamba.tasks.state import SaveState, find_state
+from localmamba.tasks.sharding import ShardedStrategy, gather_state
+from localmamba.tasks.state import SaveState, find_state, read_state
 from localmamba.tasks.trainer import is_main_process, make_trainer, quiet_lightning
 
 AnyJob = TypeVar("AnyJob", bound=Job)
@@ -125,6 +126,10 @@ class Run(Generic[AnyJob]):
                 job.hardware, callbacks, settings.epochs, settings.clip_grad, self.validates
             )
             trainer.accumulate_grad_batches, _ = job.images.passes(trainer.world_size)
+            if state is not None and state.is_dir():
+                # Lightning makes the loader, for the number of steps, before it reads such a state.
+                self.data.trainer = trainer
+                self.data.load_state_dict(read_state(state)[type(self.data).__qualname__])
             trainer.fit(module, datamodule=self.data, ckpt_path=state)
             for callback in average:
                 # Again, for a run that was stopped after its last epoch.
@@ -226,7 +231,12 @@ class Training(Run[TrainingJob]):
             self.source, self.spec, self.job.images, evaluated=split, bad=self.data.bad
         )
         metrics = evaluate(trainer, module, held_out)
+        sharded = isinstance(trainer.strategy, ShardedStrategy)
+        state = gather_state(self.model) if sharded else {}
         if not is_main_process():
             return None
+        if sharded:
+            self.model = build_model(self.job.model, self.arguments)
+            self.model.load_state_dict(state)
         directions = model_directions(self.model)
         return Trained(self.model.eval(), self.card(metrics), directions, self.history.rows, split)

@@ -30,16 +30,20 @@ SEARCH = {
 }  # fmt: skip
 
 
-def results(**changes: Any) -> dict[str, dict[str, Any]]:
-    """Returns weights and figures of a training and of a search by each strategy."""
+def few_digits() -> Source:
+    """Returns 64 + 21 of the digits."""
     whole = load_digits()
     splits = {
         "train": whole.split("train").subset(range(64)),
         "test": whole.split("test").subset(range(21)),
     }
-    few = Source(whole.name, whole.classes, whole.channels, splits)
+    return Source(whole.name, whole.classes, whole.channels, splits)
+
+
+def results(**changes: Any) -> dict[str, dict[str, Any]]:
+    """Returns weights and figures of a training and of a search by each strategy."""
     common = {**COMMON, **changes}
-    with mock.patch("localmamba.data.sources.load_digits", return_value=few):
+    with mock.patch("localmamba.data.sources.load_digits", return_value=few_digits()):
         ready = Training(TrainingJob.from_config({**common, "model": "localvim_demo"}))
         trained = ready.run()
         found = {"train": {"model": ready.model.state_dict(), "rows": ready.history.rows}}
