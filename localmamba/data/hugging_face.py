@@ -8,7 +8,7 @@ import numpy as np
 
 from localmamba.data.examples import Examples, Source
 from localmamba.data.images import Encoded, UnreadableImageError
-from localmamba.data.splits import class_names, group_by_split, join_names, split_whole
+from localmamba.data.splits import class_names, group_by_split, match_labels, split_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,8 +86,7 @@ def load_hugging_face(
         image, label = _find_columns(table.features, title)
         labels, found = _read_labels(table, label)
         names = names or found
-        if found is not None and found != names:
-            labels = _rename(labels, found, names or found, title)
+        labels = match_labels(labels, found, names, title)
         if len(labels) and labels.max() < 0:
             continue  # a test split whose labels are kept secret
         column = table.select_columns([image])
@@ -127,17 +126,3 @@ def _read_labels(table: "Dataset", column: str) -> tuple[np.ndarray, Sequence[st
         raise ValueError(f"column {column!r} is of {values.dtype}; allowed: integers, text")
     names, labels = np.unique(values.astype(str), return_inverse=True)
     return labels.astype(np.int64), names.tolist()
-
-
-def _rename(
-    labels: np.ndarray, found: Sequence[str], names: Sequence[str], title: str
-) -> np.ndarray:
-    """Returns labels of `found` as labels of `names`."""
-    if foreign := sorted({found[i] for i in np.unique(labels[labels >= 0])} - set(names)):
-        raise ValueError(
-            f"{title} has classes that the model was not trained on: {join_names(foreign)}; "
-            f"known: {join_names(names)}"
-        )
-    position = {name: i for i, name in enumerate(names)}
-    # The last entry serves the label -1.
-    return np.array([position.get(name, -1) for name in found] + [-1])[labels]

@@ -10,6 +10,7 @@ import re
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ import numpy as np
 
 from localmamba.data.examples import Examples, Source
 from localmamba.data.images import MAX_FILE, Encoded, UnreadableImageError
-from localmamba.data.splits import class_names, group_by_split, join_names, split_whole
+from localmamba.data.splits import (
+    class_names,
+    group_by_split,
+    join_names,
+    match_labels,
+    split_whole,
+)
 
 INFO = "_info.json"
 """timm's description of a folder of shards."""
@@ -85,8 +92,8 @@ def load_shards(
             without a split are split here, and kept whole as the split `all`.
         held_out: Fraction of each class held out if there is neither val nor test.
         split_seed: Seed of that split.
-        classes: Class names in label order; by default the lines of classes.txt beside the shards,
-            or the labels.
+        classes: Class names in label order, of a trained model; by default the lines of classes.txt
+            beside the shards, or the labels.
 
     Raises:
         ValueError: If there are no shards, one is damaged, or one is not what WebDataset writes.
@@ -94,10 +101,17 @@ def load_shards(
     shards = _list_shards(path)
     folder = next(iter(shards.values()))[0].parent
     splits = {split: read_shards(paths) for split, paths in shards.items()}
-    if classes is None and (folder / CLASSES).is_file():
-        classes = (folder / CLASSES).read_text(encoding="utf-8").split("\n")
-        classes = [name.strip() for name in classes if name.strip()]
-    names = class_names(f"wds/{path}", splits, classes)
+    title, own = f"wds/{path}", None
+    if (folder / CLASSES).is_file():
+        lines = (folder / CLASSES).read_text(encoding="utf-8").split("\n")
+        own = [name.strip() for name in lines if name.strip()]
+    names = class_names(title, splits, own or classes)
+    if classes is not None:
+        names = tuple(classes)
+        splits = {
+            split: replace(part, labels=match_labels(part.labels, own, names, title))
+            for split, part in splits.items()
+        }
     splits = split_whole(splits, held_out, split_seed)
     return Source(f"wds/{Path(path).resolve()}", names, 3, splits)
 

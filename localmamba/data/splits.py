@@ -56,6 +56,35 @@ def class_names(
     return tuple(map(str, range(highest + 1))) if classes is None else tuple(classes)
 
 
+def match_labels(
+    labels: np.ndarray, own: Sequence[str] | None, classes: Sequence[str] | None, data: str
+) -> np.ndarray:
+    """Returns labels of a data set as labels of a model.
+
+    Args:
+        labels: int64 [n]; -1 for none.
+        own: Class names of the data set, in label order. Where it has none, its labels are the
+            outputs of the model; if the model's classes are numbers, those with that name.
+        classes: Class names of the model, in the order of its outputs.
+        data: Name of the data set, for the error.
+
+    Raises:
+        ValueError: If there are classes that the model does not know.
+    """
+    if own is None and classes is not None and all(name.isdecimal() for name in classes):
+        own = list(map(str, range(int(labels.max(initial=-1)) + 1)))
+    if own is None or classes is None or list(own) == list(classes):
+        return labels
+    if foreign := sorted({own[i] for i in np.unique(labels[labels >= 0])} - set(classes)):
+        raise ValueError(
+            f"{data} has classes that the model was not trained on: {join_names(foreign)}; "
+            f"known: {join_names(classes)}"
+        )
+    position = {name: i for i, name in enumerate(classes)}
+    # The last entry serves the label -1.
+    return np.array([position.get(name, -1) for name in own] + [-1])[labels]
+
+
 def stratified_split(
     labels: np.ndarray, held_out: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -149,13 +149,24 @@ def test_unsplit_sets_are_split_and_models_give_the_labels(tmp_path, reader):
     assert not names & {source.split("train").name(i) for i in range(18)}
 
 
-def test_tables_are_labeled_by_the_classes_of_a_trained_model(tmp_path):
-    path = write_tables(tmp_path / "set")
+@pytest.mark.parametrize("reader", ["shards", "tables"])
+def test_sets_are_labeled_by_the_classes_of_a_trained_model(tmp_path, reader):
+    path = WRITERS[reader](tmp_path / "set")
     source = load_source(path, classes=["owl", "yak", "dog", "cat"])
     assert source.classes == ("owl", "yak", "dog", "cat")
     assert source.split("val").labels.tolist() == [3, 3, 2, 2, 0, 0]
     with pytest.raises(ValueError, match="not trained on: dog; known: owl, cat"):
         load_source(path, classes=["owl", "cat"])
+
+
+def test_labels_without_names_are_numbers_of_classes(tmp_path):
+    path = write_shards(tmp_path / "set")
+    (tmp_path / "set" / "classes.txt").unlink()
+    assert load_source(path).split("val").labels.tolist() == [0, 0, 1, 1, 2, 2]
+    as_text = load_source(path, classes=["0", "10", "1", "2"])
+    assert as_text.split("val").labels.tolist() == [0, 0, 2, 2, 3, 3]
+    outputs = load_source(path, classes=["owl", "dog", "cat"])
+    assert outputs.split("val").labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_shards_are_listed_by_pattern_or_info(tmp_path):
