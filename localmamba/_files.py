@@ -1,9 +1,13 @@
 """Files that are replaced in one step."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
 from uuid import uuid4
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""Error numbers of a disk, or a user's share of it, without space."""
 
 DRAFTS = ".*.draft"
 """Pattern of the files that `write_atomically` is about to rename."""
@@ -21,6 +25,9 @@ def write_atomically(
         path: The file, which is replaced if there is one.
         content: Its whole content; text is written as UTF-8.
         before: Name in the same folder under which the old content is kept.
+
+    Raises:
+        OSError: If it cannot be written; the old content is still there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +40,13 @@ def write_atomically(
         if before is not None and path.exists():
             os.replace(path, before)
         os.replace(draft, path)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(
+            f"no space left on the disk of {path.parent} to write {path.name}; what was saved "
+            "before is whole: free some space, then go on (a run: with --resume)"
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
     sync(path.parent)

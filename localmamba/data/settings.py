@@ -42,7 +42,8 @@ class ImageSettings:
         _check_minimum("image_size", self.image_size, 1)
         _check_minimum("batch_size", self.batch_size, 1)
         _check_minimum("device_batch", self.device_batch, 1)
-        _check_minimum("workers", self.workers, 0)
+        if self.workers is not None and not 0 <= self.workers <= 1024:
+            raise ValueError(f"workers must be 0 to 1024, got {self.workers}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}")
         if not 0 <= self.bad_share <= 1:

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.data import Mixup
 from torch import Tensor, nn
@@ -13,7 +12,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from localmamba.data import Augmentation
-from localmamba.data.module import derive_seed, seed_generators
+from localmamba.data.module import seed_generators
+from localmamba.tasks.finite import FiniteCheck, seed_pass
 from localmamba.tasks.launch import LAUNCHERS, Eager
 from localmamba.tasks.optimization import make_optimizer, make_schedule
 from localmamba.tasks.settings import TrainingSettings
@@ -35,6 +35,7 @@ class Classification(LightningModule):
         augmentation: Mixup and CutMix of it are done here, since they mix the targets too.
         seed: Seed of augmentation, dropout and stochastic depth.
         launch: Launch of a training step's kernels, see `Hardware`.
+        finite: What is done where a loss is not finite; by default a training stops.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Classification(LightningModule):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         launch: str = "eager",
+        finite: FiniteCheck | None = None,
     ):
         super().__init__()
         self.model = model
@@ -61,7 +63,7 @@ class Classification(LightningModule):
         self.top5: MulticlassAccuracy | None = None
         if num_classes > MANY_CLASSES:
             self.top5 = MulticlassAccuracy(num_classes, top_k=5, average="micro")
-        self.finite = FiniteCheck()
+        self.finite = finite or FiniteCheck()
 
     def configure_model(self) -> None:
         """Shards the model, if the strategy has it so."""
@@ -93,21 +95,31 @@ class Classification(LightningModule):
         return batch
 
     def on_train_batch_start(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        """Seeds dropout and stochastic depth, which are drawn for the images of one pass."""
+        """Seeds again, so that augmentation need not be repeated to repeat a pass.
+
+        Mixup is the same in all processes and passes of a step; dropout and stochastic depth are
+        drawn for the images of one pass.
+        """
         del batch, batch_idx
         number = self.trainer.fit_loop.total_batch_idx
-        torch.manual_seed(derive_seed(self.seed, number, 1 + self.global_rank))
+        step = number // self.trainer.accumulate_grad_batches
+        self._seeds = [[self.seed, step, 1], [self.seed, number, 1 + self.global_rank]]
+        seed_pass(self._seeds)
+
+    def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns images and targets, mixed by mixup or CutMix if so set."""
+        if self.mixup is not None:
+            # timm mixes pairs, in place: an odd image is left out.
+            even = len(images) // 2 * 2
+            images, targets = self.mixup(images[:even].clone(), targets[:even])
+        return images, targets
 
     def loss(self, images: Tensor, targets: Tensor, launcher: Eager | None = None) -> Tensor:
-        """Returns the cross entropy, of mixed images and targets if so set."""
-        if self.mixup is not None:
-            # timm mixes pairs: an odd image is left out.
-            even = len(images) // 2 * 2
-            images, targets = self.mixup(images[:even], targets[:even])
+        """Returns the cross entropy of mixed images; the training stops if it is not finite."""
         launcher = launcher or Eager(self.model, self.cross_entropy)
-        loss = launcher.forward(images, targets, self.trainer)
+        loss = launcher.forward(*self.mix(images, targets), self.trainer)
         where = f"epoch {self.current_epoch + 1}, step {self.trainer.fit_loop.batch_idx + 1}"
-        self.finite.note(images, loss, where)
+        self.finite.note(images, targets, loss, where, self._seeds)
         return loss
 
     def cross_entropy(
@@ -131,17 +143,17 @@ class Classification(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Returns the loss of the batch; `SearchSteps` has use for what follows the labels."""
-        self.finite.raise_if_not()
         if batch_idx == 0:
             self.train_loss.reset()
         loss = self.loss(batch[0], batch[1], self.launcher)
-        self.train_loss.update(loss.detach())
+        if not self.finite.skip or loss.isfinite():
+            self.train_loss.update(loss.detach())
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
         return loss
 
-    def on_train_epoch_end(self) -> None:
-        """Checks the last step."""
-        self.finite.raise_if_not()
+    def configure_callbacks(self) -> list[Callback]:
+        """Returns the check of the losses."""
+        return [self.finite]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Logs accuracy, and the loss without label smoothing; returns the logits."""
@@ -166,34 +178,6 @@ class Classification(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
-
-
-class FiniteCheck:
-    """Stops a training at NaN or infinity, without a synchronization in the step itself.
-
-    The flags of a step are read when the next one starts.
-    """
-
-    def __init__(self) -> None:
-        self._noted: list[tuple[Tensor, str]] = []
-
-    def note(self, images: Tensor, loss: Tensor, where: str) -> None:
-        """Computes the flags of a forward pass, on its device."""
-        flags = torch.stack([images.isfinite().all(), loss.detach().isfinite().all()])
-        self._noted.append((flags, where))
-
-    def raise_if_not(self) -> None:
-        """Raises ValueError if the images or the loss of a pass noted were not finite."""
-        noted, self._noted = self._noted, []
-        for flags, where in noted:
-            images, loss = flags.tolist()
-            if not images:
-                raise ValueError(f"the input holds NaN or infinity ({where})")
-            if not loss:
-                raise ValueError(
-                    f"the loss is no longer finite ({where}); try a smaller lr, clip_grad 1 or "
-                    "precision 32"
-                )
 
 
 def make_mixup(augmentation: Augmentation, num_classes: int) -> Mixup | None:

@@ -139,6 +139,8 @@ class SearchJob(Job):
         find_strategy(self.strategy)
         if self.chunk_size < 0:
             raise ValueError(f"chunk_size must be at least 0, got {self.chunk_size}")
+        if self.training.skip_nonfinite:
+            raise ValueError("a search skips no steps: skip_nonfinite must be 0")
         if self.hardware.precision == "16-mixed":
             raise ValueError("a search runs with precision 32 or bf16-mixed, got 16-mixed")
         launch = self.hardware.launch

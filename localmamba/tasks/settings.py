@@ -23,6 +23,8 @@ class TrainingSettings:
         drop_path: Stochastic depth; the model's own if not given.
         ema: Decay of the running average of the weights that is evaluated and kept; 0 for none. A
             search averages alpha too, and chooses from the averages.
+        skip_nonfinite: Largest number of steps of a training that are skipped since their loss is
+            not finite; with one more the training stops, as a search does at the first.
     """
 
     epochs: int = 100
@@ -37,10 +39,13 @@ class TrainingSettings:
     clip_grad: float | None = None
     drop_path: float | None = None
     ema: float = 0.0
+    skip_nonfinite: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        if not 1 <= self.epochs <= 10**6:
+            raise ValueError(f"epochs must be 1 to {10**6}, got {self.epochs}")
+        if self.skip_nonfinite < 0:
+            raise ValueError(f"skip_nonfinite must be at least 0, got {self.skip_nonfinite}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
                 f"warmup_epochs must be at least 0 and below epochs ({self.epochs}), got "
@@ -83,14 +88,14 @@ class Hardware:
     launch: Literal["eager", "compile", "graph"] = "eager"
 
     def __post_init__(self) -> None:
-        if self.devices < 1:
-            raise ValueError(f"devices must be at least 1, got {self.devices}")
+        for name in ("devices", "threads"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 1024:
+                raise ValueError(f"{name} must be 1 to 1024, got {value}")
         if self.parallel == "fsdp" and self.precision == "16-mixed":
             raise ValueError("parallel fsdp runs with precision 32 or bf16-mixed, got 16-mixed")
         if self.parallel == "fsdp" and self.launch != "eager":
             raise ValueError(f"parallel fsdp runs with launch eager, got {self.launch}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {self.threads}")
 
 
 @dataclass(frozen=True)

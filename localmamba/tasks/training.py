@@ -23,6 +23,7 @@ from localmamba.tasks.callbacks import History, ProgressDisplay
 from localmamba.tasks.checkpoints import Card, save_checkpoint
 from localmamba.tasks.classification import Classification
 from localmamba.tasks.evaluation import evaluate
+from localmamba.tasks.finite import FiniteCheck, describe_run
 from localmamba.tasks.job import Job, TrainingJob
 from localmamba.tasks.launch import check_launch
 from localmamba.tasks.optimization import AverageWeights
@@ -116,9 +117,11 @@ class Run(Generic[AnyJob]):
         display = [ProgressDisplay(title or job.model, console, self.note)] if console else []
         saving = SaveState(folder, job, state)
         callbacks = [*average, *callbacks, self.history, *display, saving]
+        run = describe_run(job, self.arguments)
+        finite = FiniteCheck(settings.skip_nonfinite, run, folder)
         module = Classification(
             self.model, len(self.source.classes), settings, job.augmentation, job.seed,
-            job.hardware.launch,
+            job.hardware.launch, finite,
         )  # fmt: skip
         with quiet_lightning():
             seed_everything(job.seed, workers=True, verbose=False)

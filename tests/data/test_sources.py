@@ -153,6 +153,7 @@ def test_unknown_fashion_folder_says_where_it_looked(tmp_path, monkeypatch):
     ("settings", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"workers": 10**5}, "workers must be 0 to 1024, got 100000"),
         ({"image_size": 0}, "image_size must be at least 1"),
         ({"held_out": 1.0}, "held_out must be between 0 and 1"),
         ({"bad_share": 2}, "bad_share must be between 0 and 1, got 2"),

@@ -101,13 +101,13 @@ def test_models_that_cannot_be_built(name, arguments, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TrainingSettings(epochs=0), "epochs must be at least 1, got 0"),
+        (lambda: TrainingSettings(epochs=10**12), "epochs must be 1 to 1000000, got 1000"),
         (lambda: TrainingSettings(epochs=3, warmup_epochs=3), "below epochs"),
         (lambda: TrainingSettings(lr=0), "lr must be above 0"),
         (lambda: TrainingSettings(lr=1e-3, min_lr=1e-2), "min_lr must be 0 to lr"),
         (lambda: TrainingSettings(label_smoothing=1), "label_smoothing must be at least 0"),
-        (lambda: Hardware(devices=0), "devices must be at least 1"),
-        (lambda: Hardware(threads=0), "threads must be at least 1"),
+        (lambda: Hardware(devices=0), "devices must be 1 to 1024, got 0"),
+        (lambda: Hardware(threads=10**6), "threads must be 1 to 1024"),
         (
             lambda: make_trainer(Hardware("cpu", precision="16-mixed")),
             "precision 16-mixed needs a GPU; allowed on a CPU: 32, bf16-mixed",

@@ -1,5 +1,6 @@
 """The state of a run: written whole, found whole, and kept from other runs."""
 
+import errno
 import os
 import pickle
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 from test_training import StopAfter
 
-from localmamba._files import DRAFTS, write_atomically
+from localmamba._files import DRAFTS
 from localmamba._signals import Stopped
 from localmamba.tasks.run_folder import finish, is_finished, make_run_folder, open_run_folder
 from localmamba.tasks.state import BEFORE, STATE, StateIO, find_state, read_state
@@ -101,18 +102,19 @@ def test_a_run_without_a_state_starts_again(job, tmp_path):
     assert Training(job(epochs=1)).run(tmp_path, resume=True) is not None
 
 
-def test_a_failed_write_leaves_the_old_content(tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    write_atomically(path, "old")
+def test_a_full_disk_leaves_the_old_state_and_says_so(stopped, job, monkeypatch):
+    before = {path: path.read_bytes() for path in stopped.glob("state*")}
 
     def fail(*_):
-        raise OSError("no")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="no"):
-        write_atomically(path, "new", tmp_path / "before")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(
+        OSError, match=r"no space left on the disk of .* to write .*; what was saved"
+    ):
+        Training(job()).run(stopped, resume=True)
+    assert not list(stopped.glob(DRAFTS))
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_a_second_run_in_a_folder_is_refused(tmp_path):
