@@ -114,7 +114,7 @@ def evaluate(
     print_results(console, f"{data}, {chosen} images", {card.model: metrics})
     console.print(_worst(rows, dict(zip(card.classes, classes, strict=True))))
     console.print(
-        f"{found.rate:,.0f} images/s with reading, {found.model_rate:,.0f} images/s of the model "
+        f"{found.rate:,.1f} images/s with reading, {found.model_rate:,.1f} images/s of the model "
         f"alone",
         soft_wrap=True,
     )
