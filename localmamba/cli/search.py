@@ -14,7 +14,7 @@ def search(
 
     Leaves a folder with directions.json (for train --directions; there from the first epoch on),
     probabilities.csv (of every layer after each epoch), supernet.safetensors (for train
-    --start_from), metrics.csv, metrics.json, config.yaml and two figures.
+    --start_from), metrics.csv, tensorboard/, metrics.json, config.yaml and two figures.
 
     Settings that are not given come from the recipe that belongs to the data. Strategies:
 

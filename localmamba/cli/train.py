@@ -12,7 +12,7 @@ def train(
 
     Leaves a folder with config.yaml (every setting, to be used again with --config),
     directions.json, model.safetensors (for evaluate and predict), metrics.csv (a row an epoch),
-    metrics.json (of the last weights on the held-out images) and the training curves.
+    tensorboard/, metrics.json (of the last weights on the held-out images) and the training curves.
 
     Settings that are not given come from the recipe that belongs to the data.
 

@@ -1,5 +1,6 @@
 """Image classification under Lightning."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,8 @@ class Classification(LightningModule):
         self.settings = settings or TrainingSettings()
         self.seed = seed
         self.launch = launch
+        self.fetched = 0.0
+        """When the loader gave the last batch; see `Meter`."""
         self.mixup = make_mixup(augmentation or Augmentation(), num_classes)
         # Part of the checkpoint, so that an epoch that is resumed has the mean of all its steps.
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -89,6 +92,7 @@ class Classification(LightningModule):
         A resumed training draws what it would have drawn, and no generator's state is saved.
         """
         del dataloader_idx
+        self.fetched = time.perf_counter()
         if self.trainer.training:
             number = self.trainer.fit_loop.total_batch_idx + 1
             seed_generators(self.seed, number // self.trainer.accumulate_grad_batches)

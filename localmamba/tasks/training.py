@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import nn
 
@@ -19,7 +20,7 @@ from localmamba.tasks.building import (
     model_directions,
     start_from,
 )
-from localmamba.tasks.callbacks import History, ProgressDisplay
+from localmamba.tasks.callbacks import History, Meter, ProgressDisplay
 from localmamba.tasks.checkpoints import Card, save_checkpoint
 from localmamba.tasks.classification import Classification
 from localmamba.tasks.evaluation import evaluate
@@ -77,7 +78,8 @@ class Run(Generic[AnyJob]):
             job.model, self.spec, classes, directions, drop_path, model_args
         )
         self.model = build_model(job.model, self.arguments, pretrained)
-        self.history = History()
+        self.meter = Meter()
+        self.history = History(self.meter)
 
     def image_data(self, choice_share: float = 0.0) -> ImageData:
         """Makes the training batches; bad image files are found here, before the training."""
@@ -114,9 +116,11 @@ class Run(Generic[AnyJob]):
             self.data.bad.path = folder / "bad_images.csv"
             write_config(folder, self.command, job.config())
         average = [AverageWeights(settings.ema)] if settings.ema else []
-        display = [ProgressDisplay(title or job.model, console, self.note)] if console else []
+        display = []
+        if console:
+            display = [ProgressDisplay(title or job.model, console, self.note, self.meter)]
         saving = SaveState(folder, job, state)
-        callbacks = [*average, *callbacks, self.history, *display, saving]
+        callbacks = [*average, *callbacks, self.meter, self.history, *display, saving]
         run = describe_run(job, self.arguments)
         finite = FiniteCheck(settings.skip_nonfinite, run, folder)
         module = Classification(
@@ -133,6 +137,8 @@ class Run(Generic[AnyJob]):
                 # Lightning makes the loader, for the number of steps, before it reads such a state.
                 self.data.trainer = trainer
                 self.data.load_state_dict(read_state(state)[type(self.data).__qualname__])
+            if folder:
+                trainer.logger = TensorBoardLogger(folder, name="tensorboard", version="")
             trainer.fit(module, datamodule=self.data, ckpt_path=state)
             for callback in average:
                 # Again, for a run that was stopped after its last epoch.

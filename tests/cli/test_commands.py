@@ -30,6 +30,7 @@ def test_train_leaves_a_run(trained):
         "metrics.json",
         "curves.png",
         "curves.svg",
+        "tensorboard",
     }
     assert len(read_csv(trained / "metrics.csv")) == 12
     assert json.loads((trained / "metrics.json").read_text())["accuracy"] == 1.0

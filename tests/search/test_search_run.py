@@ -64,7 +64,7 @@ class StopAfter(Callback):
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Files without times and folders."""
-    skipped = ("metrics.csv", "metrics.json", "config.yaml")
+    skipped = ("metrics.csv", "metrics.json", "config.yaml", "tensorboard")
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in skipped}
 
 
@@ -119,7 +119,7 @@ def test_files_of_a_search(tmp_path):
     searched = Search(make_job()).run(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "directions.json", "probabilities.csv", "metrics.csv", "metrics.json", "config.yaml",
-        "supernet.safetensors",
+        "supernet.safetensors", "tensorboard",
     }  # fmt: skip
     history, candidates = read_probabilities(tmp_path / "probabilities.csv")
     assert candidates == ["h", "v", "w2", "snake_flip"]
