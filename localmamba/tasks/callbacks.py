@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch.distributed.tensor import DTensor
 
 from localmamba._format import format_metric
 from localmamba.tasks.classification import Classification
@@ -95,7 +96,8 @@ class Meter(Callback):
         del optimizer
         if (trainer.global_step + 1) % LOG_STEPS == 0:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            self._norm = torch.nn.utils.get_total_norm(gradients)
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
