@@ -24,12 +24,12 @@ class StopAfter(Callback):
             raise RuntimeError("stopped")
 
 
-def train(folder: Path, stop: int | None = None) -> None:
+def train(folder: Path, stop: int | None = None, **changes: str) -> None:
     """Goes on from the state in the folder; stops after so many steps, or leaves the weights."""
     callbacks = () if stop is None else (StopAfter(stop),)
     with mock.patch("localmamba.data.sources.load_digits", return_value=few_digits()):
         try:
-            trained = Training(TrainingJob.from_config(JOB)).run(
+            trained = Training(TrainingJob.from_config({**JOB, **changes})).run(
                 folder, resume=True, callbacks=callbacks
             )
         except RuntimeError:
@@ -41,9 +41,10 @@ def train(folder: Path, stop: int | None = None) -> None:
 
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["start", whole, stopped]:
-            train(Path(whole))
-            train(Path(stopped), stop=5)
-        case ["resume", stopped]:
-            train(Path(stopped))
+    start, *folders, device, parallel = sys.argv[1:]
+    changes = {"device": device, "parallel": parallel}
+    if start == "start":
+        train(Path(folders[0]), **changes)
+        train(Path(folders[1]), stop=5, **changes)
+    else:
+        train(Path(folders[0]), **changes)

@@ -28,7 +28,7 @@ def runs(tmp_path_factory):
     folders = [tmp_path_factory.mktemp(name) for name in ("whole", "stopped")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        assert run_processes([*PROGRAM, "start", *map(str, folders)], 2) == 0
+        assert run_processes([*PROGRAM, "start", *map(str, folders), "cpu", "fsdp"], 2) == 0
     return folders
 
 
@@ -60,7 +60,7 @@ def test_a_state_loads_on_another_number_of_processes(runs, count, tmp_path, mon
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     whole, stopped = runs
     folder = shutil.copytree(stopped, tmp_path / "run")
-    assert run_processes([*PROGRAM, "resume", str(folder)], count) == 0
+    assert run_processes([*PROGRAM, "resume", str(folder), "cpu", "fsdp"], count) == 0
     assert same(folder, load_file(whole / "model.safetensors"))
     for one, two in zip(rows(whole), rows(folder), strict=True):
         assert two == pytest.approx(one, abs=1e-6)
