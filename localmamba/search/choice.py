@@ -59,7 +59,8 @@ class Choice:
             content = json.loads(Path(path).read_text())
             choice = cls(**content)
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not a directions file of a search: {error}") from None
+            cause = str(error).removeprefix("Choice.__init__() ")
+            raise ValueError(f"{path} is not a directions file of a search: {cause}") from None
         for row in [choice.candidates, *choice.directions]:
             check_directions(row)
         return choice
