@@ -12,9 +12,11 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from localmamba._files import remove, write_atomically
 from localmamba._signals import Stopped, handled, stop
@@ -142,6 +144,7 @@ class SaveState(Checkpoint):
         self.job = job
         self.resumed = resumed
         self._saved = self._step = self._signal = 0
+        self._asked: Tensor | None = None
         self._handling = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -170,6 +173,7 @@ class SaveState(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves after the other callbacks and the check of the loss."""
         del pl_module
+        self._agreed(trainer)
         self._save(trainer, self._agreed(trainer))
 
     def on_train_end(self, *_: Any) -> None:
@@ -193,11 +197,17 @@ class SaveState(Checkpoint):
         self._signal = number
 
     def _agreed(self, trainer: Trainer) -> int:
-        """Returns the signal that any of the processes has got, or 0."""
+        """Returns the signal that any of the processes had got at the last call, or 0.
+
+        To read that of this call would be to wait for the GPU in every step.
+        """
         if trainer.world_size == 1:
             return self._signal
         number = torch.tensor(self._signal, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(number, reduce_op="max"))
+        # The strategy's `reduce` has a barrier.
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        before, self._asked = self._asked, number
+        return 0 if before is None else int(before)
 
     def _save(self, trainer: Trainer, signal: int) -> None:
         self._saved = trainer.global_step
