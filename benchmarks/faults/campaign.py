@@ -170,19 +170,20 @@ def disks(root: Path, whole: Path, count: int, rng: random.Random) -> Counter[st
     need = 2 * 4096 * (os.path.getsize(whole / "model.safetensors") * 4 // 4096 + 3)
     while found["full"] < count and found["tries"] < 3 * count:
         found["tries"] += 1
-        with disk(root / f"disk {found['tries']}", rng.randrange(need // 16, need)) as mounted:
-            folder = mounted / "run"
+        with disk(root / f"disk {found['tries']}", rng.randrange(need // 16, need)) as folder:
             code = finish(TRAIN, folder)
             if code == 0:
                 continue
             found["full"] += 1
-            text = (mounted / "run.err").read_text()
-            found["one line"] += code == 2 and text.count("\n") == 1 and "no space left" in text
+            text = (root / f"{folder.name}.err").read_text()
+            found["one line"] += (
+                code == 2 and text.count("\n") == 1 and "no space left" in text.lower()
+            )
             states = [folder / name for name in STATES if (folder / name).exists()]
             found["states on it"] += len(states)
             with suppress(ValueError):
                 found["states whole"] += sum(read_state(path) is not None for path in states)
-            subprocess.run(["mount", "-o", "remount,size=64m", mounted], check=True)
+            subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
             found["resumed to the end"] += finish(TRAIN, folder) == 0
             found["bit-equal"] += same(folder, whole)
     return found
@@ -247,6 +248,7 @@ def run(
 ) -> dict[str, dict[str, int]]:
     """Runs the campaign; returns and writes what was counted."""
     rng = random.Random(0)
+    torch.set_num_threads(1)  # threads do not survive a fork
     warnings.simplefilter("ignore")
     found: dict[str, dict[str, int]] = {}
 
