@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,23 @@ FILE = "nonfinite.pt"
 """Pass whose loss was not finite, in the folder of its run."""
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """A forward pass whose flags (images finite, loss finite) are to be read."""
+
+    flags: Tensor
+    copy: Tensor  # on the CPU, once `copied` has come
+    copied: torch.cuda.Event | None
+    content: dict[str, Any]
+
+
 class FiniteCheck(Callback):
     """Stops a run at NaN or infinity, after saving the pass; or skips so many steps.
 
-    To stop, the flags of a batch are read when the next one starts, without a synchronization in
-    the step itself; so the weights from before the batch are kept on the device. To skip, the flags
-    are read before the optimizer's step, and every process does the same.
+    To stop, the flags of a batch are read when the next one starts, as soon as the forward pass is
+    done: the backward pass goes on meanwhile. So the weights from before the batch are kept on the
+    device. To skip, the flags are read before the optimizer's step, in every process
+    alike.
 
     Args:
         skip: Largest number of steps that are skipped.
@@ -38,7 +50,7 @@ class FiniteCheck(Callback):
     ):
         self.skip, self.run, self.folder = skip, run or {}, folder
         self.skipped = 0
-        self._noted: list[tuple[Tensor, dict[str, Any]]] = []
+        self._noted: list[_Pass] = []
         self._weights: dict[str, Tensor] = {}
         self._before: list[Tensor] = []
 
@@ -66,7 +78,7 @@ class FiniteCheck(Callback):
         del pl_module
         if not self.skip:
             return
-        finite = torch.stack([flags.all() for flags, _ in self._noted]).all().int()
+        finite = torch.stack([one.flags.all() for one in self._noted]).all().int()
         if trainer.strategy.reduce(finite, reduce_op="min"):
             self._noted = []
             return
@@ -116,19 +128,26 @@ class FiniteCheck(Callback):
         """
         flags = torch.stack([images.isfinite().all(), loss.detach().isfinite().all()])
         content = {"images": images, "targets": targets, "where": where, "seeds": seeds}
-        self._noted.append((flags, content))
+        copy, copied = flags.to("cpu", non_blocking=True), None
+        if flags.is_cuda:
+            copied = torch.cuda.Event()
+            copied.record()
+        self._noted.append(_Pass(flags, copy, copied, content))
 
     def check(self) -> None:
         """Raises ValueError if the images or the loss of a pass noted were not finite."""
         noted, self._noted = self._noted, []
-        for flags, content in noted:
-            images, loss = flags.tolist()
+        for one in noted:
+            if one.copied is not None:
+                one.copied.synchronize()
+            images, loss = one.copy.tolist()
             if not (images and loss):
                 what = (
                     "the loss is no longer finite" if images else "the input holds NaN or infinity"
                 )
                 advice = "; try a smaller lr, clip_grad 1 or precision 32" if images else ""
-                raise ValueError(f"{what} ({content['where']}){advice}{self._save(content)}")
+                where, saved = one.content["where"], self._save(one.content)
+                raise ValueError(f"{what} ({where}){advice}{saved}")
 
     def _save(self, content: dict[str, Any]) -> str:
         if self.folder is None:
