@@ -10,9 +10,11 @@ from torch import Tensor
 
 from localmamba.cli import main
 from localmamba.data import Source
+from localmamba.data.module import ImageData
 from localmamba.data.sources import load_digits
 from localmamba.search import STRATEGIES
 from localmamba.tasks.classification import Classification
+from localmamba.tasks.evaluation import evaluate_model
 from localmamba.tasks.job import SearchJob, TrainingJob
 from localmamba.tasks.search import Search
 from localmamba.tasks.training import Training
@@ -48,6 +50,13 @@ def results(**changes: Any) -> dict[str, dict[str, Any]]:
         trained = ready.run()
         found = {"train": {"model": ready.model.state_dict(), "rows": ready.history.rows}}
         found["train"]["final"] = dict(trained.card.metrics) if trained is not None else {}
+        test = ImageData(few, ready.spec, ready.job.images, evaluated="test")
+        evaluated = evaluate_model(ready.model, test, ready.job.hardware)
+        found["train"]["evaluation"] = {
+            "labels": torch.from_numpy(evaluated.labels),
+            "predicted": torch.from_numpy(evaluated.ranked[:, 0]),
+            "losses": torch.from_numpy(evaluated.losses),
+        }
         for strategy in STRATEGIES:
             search = Search(SearchJob.from_config({**common, **SEARCH, "strategy": strategy}))
             searched = search.run()

@@ -46,15 +46,19 @@ def test_two_processes_come_to_what_one_does(tmp_path, monkeypatch, capfd):
                 assert torch.allclose(tensor, run["model"][key], rtol=0, atol=1e-6), (name, key)
             for first, second in zip(run["rows"], two[name]["rows"], strict=True):
                 assert second == pytest.approx(first, abs=1e-6), name
+    first = torch.load("rank0.pt", weights_only=True)["train"]
+    for process in (first, two["train"]):  # 21 images, each counted once
+        for name, expected in one["train"]["evaluation"].items():
+            torch.testing.assert_close(process["evaluation"][name], expected, rtol=0, atol=1e-5)
     assert two["train"]["final"] == {}  # the last evaluation is given to the first process
-    first = torch.load("rank0.pt", weights_only=True)["train"]["final"]
-    assert first == pytest.approx(one["train"]["final"], abs=1e-6)
+    assert first["final"] == pytest.approx(one["train"]["final"], abs=1e-6)
 
 
-def test_the_command_starts_its_processes(monkeypatch):
+@pytest.mark.parametrize("command", ["train --model localvim_demo", "evaluate --checkpoint x"])
+def test_the_command_starts_its_processes(command, monkeypatch):
     started = []
     monkeypatch.setattr("localmamba.cli.run_processes", lambda *args: started.append(args) or 7)
-    words = ["train", "--data", "digits", "--model", "localvim_demo", "--devices", "3"]
+    words = [*command.split(), "--data", "digits", "--devices", "3"]
     assert main(words) == 7
     assert started == [([sys.executable, "-m", "localmamba.cli", *words], 3)]
 
