@@ -50,7 +50,7 @@ def results(**changes: Any) -> dict[str, dict[str, Any]]:
         trained = ready.run()
         found = {"train": {"model": ready.model.state_dict(), "rows": ready.history.rows}}
         found["train"]["final"] = dict(trained.card.metrics) if trained is not None else {}
-        test = ImageData(few, ready.spec, ready.job.images, evaluated="test")
+        test = ImageData(ready.source, ready.spec, ready.job.images, evaluated="test")
         evaluated = evaluate_model(ready.model, test, ready.job.hardware)
         found["train"]["evaluation"] = {
             "labels": torch.from_numpy(evaluated.labels),
