@@ -66,7 +66,8 @@ def results(**changes: Any) -> dict[str, dict[str, Any]]:
             found[strategy] = {"model": model, "rows": search.history.rows}
     for run in found.values():
         for row in run["rows"]:
-            del row["seconds"]
+            for measured in ("seconds", "images_per_second", "loader_share"):
+                row.pop(measured, None)
     return found
 
 
