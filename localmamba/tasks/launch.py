@@ -62,6 +62,7 @@ class Graphed(Eager):
     def __init__(self, model: nn.Module, loss: Loss):
         super().__init__(model, loss)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.gradients: list[tuple[nn.Parameter, Tensor]] = []
         self.replay: Callable[[], None] | None = None
 
     def forward(self, images: Tensor, targets: Tensor, trainer: Trainer) -> Tensor:
@@ -78,13 +79,14 @@ class Graphed(Eager):
     def backward(self, loss: Tensor, trainer: Trainer) -> None:
         """Adds the gradients of the last replay to `grad`."""
         del loss
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            if parameter.grad is not None and gradient is not None:
-                parameter.grad.add_(gradient)
-            elif trainer.accumulate_grad_batches > 1 and gradient is not None:
-                parameter.grad = gradient.clone()  # the next replay writes into `gradient`
-            else:
-                parameter.grad = gradient
+        sums = [parameter.grad for parameter, _ in self.gradients if parameter.grad is not None]
+        if sums:
+            torch._foreach_add_(sums, [gradient for _, gradient in self.gradients])
+            return
+        for parameter, gradient in self.gradients:
+            # The next replay writes into `gradient`.
+            keep = trainer.accumulate_grad_batches == 1
+            parameter.grad = gradient if keep else gradient.clone()
 
     def _step(self, trainer: Trainer) -> None:
         """Computes `output` and `gradients` from `images` and `targets`."""
@@ -102,7 +104,7 @@ class Graphed(Eager):
             scaled = loss if scaler is None else scaler.scale(loss)
             (scaled / trainer.accumulate_grad_batches).backward()
         self.output = loss.detach()
-        self.gradients = [parameter.grad for parameter in self.parameters]
+        self.gradients = [(p, p.grad) for p in self.parameters if p.grad is not None]
         _set_gradients(self.parameters, kept)
 
 
