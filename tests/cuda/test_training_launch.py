@@ -1,5 +1,6 @@
 """Trainings through torch.compile and CUDA graphs do what eager ones do."""
 
+import signal
 import warnings
 
 import pytest
@@ -8,6 +9,7 @@ from lightning.pytorch import Callback
 
 pytest.importorskip("sklearn")
 
+from localmamba._signals import Stopped
 from localmamba.tasks.job import SearchJob, TrainingJob
 from localmamba.tasks.search import Search
 from localmamba.tasks.training import Training
@@ -113,7 +115,7 @@ class StopAfter(Callback):
 
     def on_train_batch_start(self, trainer, *_):
         if trainer.fit_loop.total_batch_idx == self.batches:
-            raise KeyboardInterrupt
+            raise Stopped(signal.SIGINT)
 
 
 @pytest.mark.parametrize("device_batch", [None, 32])
@@ -129,7 +131,7 @@ def test_a_graph_training_that_was_stopped_comes_to_the_same(device_batch, tmp_p
     for batches in (5 * passes + passes - 1, (STEPS + 9) * passes):
         folder = tmp_path / str(batches)
         folder.mkdir()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped):
             Training(job).run(folder, callbacks=(StopAfter(batches),))
         again = Training(job).run(folder, resume=True)
         for name, tensor in whole.model.state_dict().items():
