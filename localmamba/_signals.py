@@ -8,6 +8,9 @@ from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
+WORKER_SECONDS = 30
+"""Seconds after SIGTERM that a worker of a DataLoader goes on, for the step that is running."""
+
 
 class Stopped(BaseException):
     """A signal has asked the process to stop.
@@ -46,8 +49,10 @@ def stop(number: int, frame: FrameType | None) -> None:
 def ignore_signals(worker: int) -> None:
     """Leaves it to the main process of a DataLoader to stop this worker.
 
-    Ctrl-C and schedulers send their signal to every process of a run.
+    Ctrl-C and schedulers send their signal to every process of a run. multiprocessing, too, ends
+    workers by SIGTERM and waits for them: so that one only has a delay.
     """
     del worker
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))

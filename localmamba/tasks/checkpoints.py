@@ -46,10 +46,21 @@ class Card:
 
 
 def save_checkpoint(path: Path, model: nn.Module, card: Card) -> None:
-    """Writes a model and its description, with a checksum of both."""
+    """Writes a model, its description and a checksum of both; equal models give equal files."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     text = json.dumps(asdict(card))
-    write_atomically(path, save(state, metadata={KEY: text, CHECKSUM: checksum(text, state)}))
+    content = save(state, metadata={KEY: text, CHECKSUM: checksum(text, state)})
+    write_atomically(path, _with_sorted_header(content))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """Returns a safetensors file whose metadata are sorted; the library's order is random."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def load_checkpoint(path: str | Path) -> tuple[nn.Module, Card]:
