@@ -4,6 +4,7 @@ import os
 import struct
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from io import BytesIO
 from math import ceil, sqrt
@@ -70,26 +71,21 @@ def open_image(file: str | Path | Encoded, min_side: int | None = None) -> Image
         with Image.open(BytesIO(file.content) if isinstance(file, Encoded) else file) as image:
             if image.format == "EPS":
                 raise ValueError("EPS, which would run Ghostscript")
+            if min_side is not None:
+                image.draft(None, (min_side, min_side))
+            image.load()
             if max(image.size) > MAX_ASPECT * min(image.size):
                 width, height = image.size
                 raise ValueError(
                     f"{width} x {height} pixels; a side may be {MAX_ASPECT} times the other at most"
                 )
-            if min_side is not None:
-                image.draft(None, (min_side, min_side))
-            image.load()
             bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
-            return _to_8_bits(_upright(image), min(bits, 16))
+            with suppress(Exception):  # damaged EXIF data; the pixels are there
+                ImageOps.exif_transpose(image, in_place=True)
+            return _to_8_bits(image, min(bits, 16))
     # Pillow raises nearly everything: struct.error, IndexError, SyntaxError, MemoryError, ...
     except Exception as error:
         raise UnreadableImageError(f"cannot read {name}: {_cause(error)}") from None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image) or image
-    except Exception:  # damaged EXIF data; the pixels are there
-        return image
 
 
 def _to_8_bits(image: Image.Image, bits: int) -> Image.Image:

@@ -58,7 +58,7 @@ def test_every_epoch_has_an_order_of_its_own_that_can_be_sought():
 def test_processes_share_the_batches_of_one():
     whole = list(EpochBatches([np.arange(22)], batch_size=8, seed=3))
     shares = [list(EpochBatches([np.arange(22)], 4, 3, rank, 2)) for rank in range(2)]
-    assert [a + b for a, b in zip(*shares, strict=True)] == whole
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == list(map(sorted, whole))
 
 
 def test_a_search_has_images_of_alpha_in_the_second_half_of_a_batch():
