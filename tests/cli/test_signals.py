@@ -100,3 +100,14 @@ def test_a_signal_to_every_process_of_a_search_that_has_workers(photos, tmp_path
     assert b"search: stopped by SIGTERM; step" in said
     assert said.count(b"\n") == 1
     assert (tmp_path / "o" / "state.pt").exists()
+
+
+def test_a_worker_of_the_data_outlives_sigterm_but_ends():
+    """multiprocessing waits for workers that it has sent SIGTERM."""
+    program = (
+        "import os, signal, time; from localmamba import _signals; _signals.WORKER_SECONDS = 1; "
+        "_signals.ignore_signals(0); os.kill(os.getpid(), signal.SIGTERM); print('goes on'); "
+        "time.sleep(30)"
+    )
+    done = subprocess.run([sys.executable, "-uc", program], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("goes on\n", -signal.SIGALRM)
