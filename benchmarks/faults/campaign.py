@@ -6,6 +6,7 @@ Every run is a process of its own, forked after the imports. As root, for the di
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -93,11 +94,15 @@ def same(one: Path, other: Path) -> bool:
 
 
 def kill(
-    process: multiprocessing.process.BaseProcess, folder: Path, number: int, rng: random.Random
+    process: multiprocessing.process.BaseProcess,
+    folder: Path,
+    number: int,
+    rng: random.Random,
+    seconds: float,
 ) -> str:
-    """Sends a signal at a random moment, or while a state is written; says which."""
+    """Sends a signal within so many seconds, or while a state is written; says which."""
     writing = number == signal.SIGKILL and rng.random() < 0.4
-    until = time.monotonic() + rng.uniform(0, 6)
+    until = time.monotonic() + rng.uniform(0, seconds)
     while process.is_alive() and time.monotonic() < until + 30 * writing:
         if writing and any(".state.pt." in path.name for path in folder.glob(".*.draft")):
             break
@@ -120,13 +125,15 @@ def undisturbed(root: Path, names: Sequence[str]) -> dict[str, tuple[Path, float
     return found
 
 
-def kills(root: Path, whole: Path, name: str, count: int, rng: random.Random) -> Counter[str]:
+def kills(
+    root: Path, whole: Path, name: str, count: int, rng: random.Random, seconds: float
+) -> Counter[str]:
     """Kills runs of a command, several times each, and lets them end."""
     found: Counter[str] = Counter()
     while found["kills"] < count:
         folder = root / f"killed {name} {found['runs']}"
         for _ in range(min(KILLS_A_RUN, count - found["kills"])):
-            moment = kill(start(COMMANDS[name], folder), folder, signal.SIGKILL, rng)
+            moment = kill(start(COMMANDS[name], folder), folder, signal.SIGKILL, rng, seconds)
             if moment == "ended before":
                 break
             found["kills"] += 1
@@ -137,14 +144,16 @@ def kills(root: Path, whole: Path, name: str, count: int, rng: random.Random) ->
     return found
 
 
-def signals(root: Path, whole: Path, number: int, count: int, rng: random.Random) -> Counter[str]:
+def signals(
+    root: Path, whole: Path, number: int, count: int, rng: random.Random, seconds: float
+) -> Counter[str]:
     """Sends a signal to trainings at random moments, and lets them end."""
     found: Counter[str] = Counter()
     while found["sent"] < count:
         folder = root / f"signal {number} {found['tries']}"
         found["tries"] += 1
         process = start(TRAIN, folder)
-        if kill(process, folder, number, rng) == "ended before":
+        if kill(process, folder, number, rng, seconds) == "ended before":
             continue
         found["sent"] += 1
         found[f"exit code {process.exitcode}"] += 1
@@ -206,7 +215,7 @@ def damages(
         yield kind, bytes(damaged)
 
 
-def damage(root: Path, whole: Path, count: int, rng: random.Random) -> Counter[str]:
+def damage(root: Path, whole: Path, count: int, rng: random.Random, seconds: float) -> Counter[str]:
     """Gives damaged checkpoints and states to `predict` and `train --resume`."""
     from contextlib import redirect_stderr, redirect_stdout
     from io import StringIO
@@ -227,10 +236,11 @@ def damage(root: Path, whole: Path, count: int, rng: random.Random) -> Counter[s
             )
         found[f"weights: {kind}"] += 1
         found["refused with one line, exit 2"] += code == 2 and err.getvalue().count("\n") == 1
-    folder = root / "of states"
-    kill(start(TRAIN, folder), folder, signal.SIGKILL, random.Random(6))
-    while not (folder / STATES[1]).exists():
-        kill(start(TRAIN, folder), folder, signal.SIGTERM, rng)
+    for number in itertools.count():
+        folder = root / f"of states {number}"
+        kill(start(TRAIN, folder), folder, signal.SIGTERM, rng, seconds)
+        if (folder / STATES[1]).exists():
+            break
     state = (folder / STATES[0]).read_bytes()
     for kind, damaged in damages(state, 2000, count - count * 3 // 4, rng):
         for name in STATES:
@@ -262,16 +272,16 @@ def run(
         root = Path(folder)
         whole = undisturbed(root, [n for n in COMMANDS if search_kills or n == "train"])
         print({name: round(seconds, 1) for name, (_, seconds) in whole.items()}, flush=True)
-        train = whole["train"][0]
+        train, seconds = whole["train"]
         if damaged:
-            note("damaged files", damage(root, train, damaged, rng))
-        for name, (path, _) in whole.items():
+            note("damaged files", damage(root, train, damaged, rng, seconds))
+        for name, (path, took) in whole.items():
             count = train_kills if name == "train" else search_kills
             if not count:
                 continue
-            note(f"SIGKILL, {name}", kills(root, path, name, count, rng))
+            note(f"SIGKILL, {name}", kills(root, path, name, count, rng, took))
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) if sent else ():
-            note(number.name, signals(root, train, number, sent, rng))
+            note(number.name, signals(root, train, number, sent, rng, seconds))
         if full:
             note("full disks", disks(root, train, full, rng))
     return found
