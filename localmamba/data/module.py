@@ -315,14 +315,14 @@ class ImageData(LightningDataModule):
         Raises:
             ValueError: If there are more or fewer training images, or passes of a step.
         """
-        assert self.trainer is not None
         before, now = state_dict["images"], len(self.source.split("train"))
         if before != now:
             raise ValueError(
                 f"{self.source.name} has {now} training images; it had {before} when the run was "
                 "saved"
             )
-        passes, now = state_dict["passes"], self.trainer.accumulate_grad_batches
+        now = self.trainer.accumulate_grad_batches if self.trainer else 1
+        passes = state_dict["passes"]
         if passes != now:
             raise ValueError(
                 f"a step has {now} passes on a device; it had {passes} when the run was saved: "

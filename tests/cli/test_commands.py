@@ -23,6 +23,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def test_train_leaves_a_run(trained):
     found = {path.name for path in trained.iterdir()}
     assert found == {
+        ".lock",
         "config.yaml",
         "directions.json",
         "model.safetensors",

@@ -359,7 +359,7 @@ def test_a_resumed_run_leaves_out_the_images_that_it_left_out(tmp_path):
     with pytest.warns(UserWarning, match="left out"):
         data.setup("fit")
     expected = list(data.train_dataloader())
-    state = {"batches_done": 0, "images": 40, "left_out": [3]}
+    state = {"batches_done": 0, "passes": 1, "images": 40, "left_out": [3]}
     (tmp_path / "03.png").write_bytes(good)
     again = image_data(source)
     again.setup("fit")
