@@ -6,7 +6,6 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import astuple, fields
-from importlib import metadata
 from math import nan
 from pathlib import Path
 
@@ -14,17 +13,12 @@ import torch
 from rich import box
 from rich.table import Table
 
+from localmamba.tasks.run_folder import package_version
+
 from .measure import Result, Setting
 
 KERNELS = {"cpu": "numba", "cuda": "triton"}
 """Library of the kernels on each device."""
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _cpu_name() -> str:
@@ -45,7 +39,7 @@ def _driver() -> str:
 
 def describe_machine(device: str) -> dict[str, str]:
     """Returns the name of a device (`cpu` or `cuda`) and the versions that decide its speed."""
-    versions = {name: _version(name) for name in ("torch", KERNELS[device], "timm")}
+    versions = {name: package_version(name) for name in ("torch", KERNELS[device], "timm")}
     if device == "cuda":
         return {"device": torch.cuda.get_device_name(), "driver": _driver(), **versions}
     return {"device": _cpu_name(), "threads": str(torch.get_num_threads()), **versions}

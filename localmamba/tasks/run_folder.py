@@ -139,10 +139,11 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 def versions() -> dict[str, str]:
     """Returns the versions of Python and the libraries that decide a figure."""
     names = ("localmamba", "torch", "timm", "lightning", "numpy")
-    return {"python": platform.python_version()} | {name: _version(name) for name in names}
+    return {"python": platform.python_version()} | {name: package_version(name) for name in names}
 
 
-def _version(name: str) -> str:
+def package_version(name: str) -> str:
+    """Returns the version of an installed package."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:  # a checkout on the path
