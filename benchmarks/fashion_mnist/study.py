@@ -29,7 +29,7 @@ from localmamba.benchmark import describe_machine
 
 @dataclass(frozen=True)
 class Order:
-    """What every process needs to know.
+    """Settings that every process shares.
 
     Attributes:
         trials: Trials to run, in this order.

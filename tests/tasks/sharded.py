@@ -1,4 +1,4 @@
-"""What each of several processes does with a sharded training."""
+"""Sharded training by one of several processes, started by test_sharding.py."""
 
 import sys
 from pathlib import Path

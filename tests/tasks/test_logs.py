@@ -1,4 +1,4 @@
-"""What a training measures and logs."""
+"""Logs of a training: TensorBoard and metrics.csv."""
 
 import csv
 import io

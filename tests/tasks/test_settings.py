@@ -133,7 +133,7 @@ def test_recipes_are_jobs(kind):
     for name in list_recipes(command):
         job = kind.from_config({"data": "digits", **load_recipe(command, name)})
         assert timm.is_model(job.model), name
-        # What a run saves is the same job again.
+        # The saved configuration gives the same job again.
         assert kind.from_config(yaml.safe_load(yaml.safe_dump(_lists(job.config())))) == job
 
 
